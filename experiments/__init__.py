@@ -1,0 +1,1 @@
+"""Scripts: absl flags, one library call, a table, result.json and plots (floor 6)."""

@@ -1,0 +1,1 @@
+"""HpGAN: a Hopfield-encoder GAN that searches for code sequences. Stands alone."""

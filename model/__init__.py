@@ -1,0 +1,1 @@
+"""Decoder-only transformers, checkpoints, sampling and tokenising (floor 1)."""

@@ -1,0 +1,1 @@
+"""One folder per op: api, reference, one file per backend (floor 0)."""

@@ -1,0 +1,1 @@
+"""Engines, the Conductor, the simulator and the HTTP API."""

@@ -1,0 +1,1 @@
+"""Global scheduling: placement, admission, replication, estimators. Pure Python (floor 3)."""

@@ -1,0 +1,1 @@
+"""Discrete-event instances driven by the real Conductor (floor 4)."""
