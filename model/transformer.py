@@ -18,6 +18,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.layers import Embedding, Linear, RMSNorm, SwiGLU, matmul
+from model.moe import MixtureOfExperts
 from model.rope import rotary, rotate
 
 Attend = Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
@@ -59,14 +60,18 @@ class Attention(nnx.Module):
 class Layer(nnx.Module):
     """One pre-norm residual layer: attention, then the MLP."""
 
-    def __init__(self, rngs: nnx.Rngs, config: ModelConfig, dtype: jnp.dtype):
+    def __init__(self, rngs: nnx.Rngs, config: ModelConfig, layer: int, dtype: jnp.dtype):
         # GPT-2's initialisation: what is added to the residual stream shrinks with the number of additions.
         output_scale = 0.02 / (2 * config.num_layers) ** 0.5
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(hidden, "embed", dtype, eps)
         self.self_attn = Attention(rngs, config, dtype, output_scale)
         self.post_attention_layernorm = RMSNorm(hidden, "embed", dtype, eps)
-        self.mlp = SwiGLU(rngs, hidden, config.intermediate_size, dtype, output_scale)
+        self.mlp = (
+            MixtureOfExperts(rngs, config, dtype, output_scale)
+            if config.is_sparse(layer)
+            else SwiGLU(rngs, hidden, config.intermediate_size, dtype, output_scale)
+        )
 
     def __call__(
         self, layer: int, x: jax.Array, cos_sin: tuple[jax.Array, jax.Array], attend: Attend, kv: Any
@@ -89,7 +94,7 @@ class Transformer(nnx.Module):
         dtype = jnp.dtype(dtype)
         self.config = config
         self.embed_tokens = Embedding(rngs, config.vocab_size, config.hidden_size, dtype)
-        self.layers = nnx.List([Layer(rngs, config, dtype) for _ in range(config.num_layers)])
+        self.layers = nnx.List([Layer(rngs, config, layer, dtype) for layer in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, "embed", dtype, config.rms_norm_eps)
         self.lm_head = (
             None
