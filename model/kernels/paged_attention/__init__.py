@@ -1,0 +1,7 @@
+"""Attention over a paged KV cache: one function, one backend per kind of device."""
+
+from model.kernels.paged_attention.api import IMPLEMENTATIONS as IMPLEMENTATIONS
+from model.kernels.paged_attention.api import paged_attention as paged_attention
+from model.kernels.paged_attention.api import write_kv as write_kv
+from model.kernels.paged_attention.merge import merge as merge
+from model.kernels.paged_attention.problem import KVPool as KVPool

@@ -1,0 +1,112 @@
+"""Paged attention and the KV write, over whichever backend fits the device."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+
+from model.kernels.paged_attention import reference, xla
+from model.kernels.paged_attention.problem import KVPool, Problem, Ragged, pools_of, problem_of
+
+_BACKENDS: dict[str, types.ModuleType] = {"xla": xla, "reference": reference}
+IMPLEMENTATIONS = tuple(_BACKENDS)
+
+
+def paged_attention(
+    q: jax.Array,
+    cache: KVPool,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    query_starts: jax.Array,
+    *,
+    max_query_len: int,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    implementation: str | None = None,
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Causal attention of a ragged batch of queries over paged KV.
+
+    A batch mixes decode rows (one query) and prefill chunks (many) freely. The queries of a row are the last tokens of
+    its KV, so query i of n attends to the row's first `lengths - n + i + 1` tokens. Works inside jit with traced
+    tables, and inside `shard_map` with heads sharded. PagedAttention: Kwon et al. 2023, arXiv:2309.06180, section 4.
+
+    Args:
+      q: `[tokens, q_heads, head_dim]`, the queries of all rows, row after row. Tokens from `query_starts[-1]` on are
+        padding: finite values come out.
+      cache: its `k` and `v` are `[pages, kv_heads, page_size, head_dim]`; one-byte pools have `k_scale` and `v_scale`,
+        float32 `[pages, kv_heads, page_size]`.
+      page_table: int32 `[rows, max_pages]`. Entries past a row's length are never used.
+      lengths: int32 `[rows]`, KV tokens of each row, its queries included. 0 marks an empty row.
+      query_starts: int32 `[rows + 1]`, not decreasing: row r owns `q[query_starts[r]:query_starts[r + 1]]`.
+      max_query_len: a bound on the queries of any row; 1 says that all rows decode.
+      scale: multiplies the scores; None for `head_dim ** -0.5`.
+      sliding_window: a query attends to this many tokens at most, itself included.
+      soft_cap: scores become `soft_cap * tanh(scores / soft_cap)`.
+      implementation: one of `IMPLEMENTATIONS`, or None for the fastest that takes this case on this platform.
+      return_lse: also return the log-sum-exp of the scores, by which partial results merge.
+
+    Returns:
+      out `[tokens, q_heads, head_dim]` in q's dtype; with `return_lse` a pair with lse float32 `[tokens, q_heads]`,
+      -inf where a query saw no key (its out is 0).
+
+    Raises:
+      ValueError: arguments that do not fit each other.
+      NotImplementedError: the named implementation does not take this case; says what each one has against it.
+    """
+    pools, ragged = pools_of(cache), Ragged(page_table, lengths, query_starts)
+    problem = problem_of(
+        q,
+        pools,
+        ragged,
+        max_query_len=max_query_len,
+        scale=scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+    )
+    out, lse = _backend(problem, implementation).attend(problem, q, pools, ragged)
+    return (out, lse) if return_lse else out
+
+
+def write_kv(
+    cache_k: jax.Array, cache_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Writes keys and values of new tokens into the pools; in place where the pools are donated.
+
+    Args:
+      cache_k: `[pages, kv_heads, page_size, head_dim]`.
+      cache_v: like `cache_k`.
+      k: `[tokens, kv_heads, head_dim]`; cast to the pool's dtype.
+      v: like `k`.
+      slots: int32 `[tokens]`, `page * page_size + offset`, all different. Negative ones are padding and are dropped.
+
+    Returns:
+      The two pools.
+    """
+    return _scatter(cache_k, k, slots), _scatter(cache_v, v, slots)
+
+
+def _scatter(pool: jax.Array, x: jax.Array, slots: jax.Array) -> jax.Array:
+    """Row-flattened scatter: of XLA's spellings, the one that copies the pool on no platform inside a layer loop."""
+    pages, kv_heads, page_size, head_dim = pool.shape
+    if x.shape != (slots.shape[0], kv_heads, head_dim):
+        raise ValueError(f"`k` or `v` is {list(x.shape)}; it must be {[slots.shape[0], kv_heads, head_dim]}.")
+    page, offset = slots // page_size, slots % page_size
+    rows = (page[:, None] * kv_heads + jnp.arange(kv_heads)[None, :]) * page_size + offset[:, None]
+    rows = jnp.where(slots[:, None] < 0, pages * kv_heads * page_size, rows)
+    flat = pool.reshape(-1, head_dim)
+    written = flat.at[rows.reshape(-1)].set(x.reshape(-1, head_dim).astype(pool.dtype), mode="drop")
+    return written.reshape(pool.shape)
+
+
+def _backend(problem: Problem, implementation: str | None) -> types.ModuleType:
+    if implementation is None:
+        return xla
+    if implementation not in _BACKENDS:
+        raise ValueError(f"`implementation` is {implementation!r}; it must be one of {IMPLEMENTATIONS} or None.")
+    if _BACKENDS[implementation].unsupported(problem) is not None:
+        reasons = {name: backend.unsupported(problem) or "takes it" for name, backend in _BACKENDS.items()}
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
+        raise NotImplementedError(f"`implementation={implementation!r}` does not take this case:{lines}")
+    return _BACKENDS[implementation]
