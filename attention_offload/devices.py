@@ -106,7 +106,9 @@ def load_devices(prices: str = "market", extra: str | os.PathLike[str] | None = 
         names = {_key(name): name for name in tables}
         for name, figures in _read(pathlib.Path(extra)).items():
             known = names.get(_key(name), name)
-            tables[known] = tables.get(known, {}) | figures
+            stale = {"price_source"} if "price" in figures else set()
+            kept = {field: value for field, value in tables.get(known, {}).items() if field not in stale}
+            tables[known] = kept | figures
     return DeviceTable(_device(name, figures, prices) for name, figures in tables.items())
 
 

@@ -1,0 +1,54 @@
+"""`DecodeWorkload`: the few numbers of a trace that decide what decoding and prefilling it costs."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+from attention_offload.errors import OffloadError
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeWorkload:
+    """Lengths of a trace, in tokens.
+
+    `context` is the mean over decode steps, not over requests: a request with p prompt and g generated tokens is seen
+    g times with p, p + 1, ... tokens, so it is sum(p·g + g(g-1)/2) / sum(g). `context_spread` is the standard
+    deviation of the contexts over their mean, `prompt_spread` that of the prompts.
+    """
+
+    name: str
+    mean_prompt: float
+    mean_generated: float
+    context: float
+    context_spread: float = 0.0
+    prompt_spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("mean_prompt", "mean_generated", "context"):
+            if not getattr(self, field) > 0:
+                raise OffloadError(f"Workload `{self.name}`: `{field}` must be positive, got {getattr(self, field)}.")
+
+    @classmethod
+    def from_means(cls, name: str, mean_prompt: float, mean_generated: float) -> "DecodeWorkload":
+        """A workload of which only the means are known: every request alike."""
+        return cls(name, mean_prompt, mean_generated, mean_prompt + (mean_generated - 1) / 2)
+
+    @classmethod
+    def from_lengths(cls, name: str, lengths: Iterable[tuple[int, int]]) -> "DecodeWorkload":
+        """From (prompt, generated) tokens per request. Raises `OffloadError` when nothing is generated at all."""
+        pairs = [(p, g) for p, g in lengths if g > 0]
+        if not pairs:
+            raise OffloadError(f"Workload `{name}` has no request that generates a token.")
+        steps = sum(g for _, g in pairs)
+        context = sum(p * g + g * (g - 1) / 2 for p, g in pairs) / steps
+        square = sum(g * (p + g / 2) ** 2 for p, g in pairs) / steps
+        prompt = sum(p for p, _ in pairs) / len(pairs)
+        prompt_square = sum(p * p for p, _ in pairs) / len(pairs)
+        return cls(
+            name,
+            prompt,
+            steps / len(pairs),
+            context,
+            math.sqrt(max(square - context**2, 0.0)) / context,
+            math.sqrt(max(prompt_square - prompt**2, 0.0)) / prompt,
+        )

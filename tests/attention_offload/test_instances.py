@@ -1,0 +1,149 @@
+"""Decode instances: capacity, the pipeline's round time against a simulation of it, and what more devices may do."""
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention_offload.costs.instances import CoupledInstance, OffloadedInstance, max_batch
+from attention_offload.costs.knobs import A_PRIORI, FITTED, IDEAL, NCCL
+from attention_offload.costs.model_table import load_shape
+from attention_offload.costs.partial import PartiallyOffloadedInstance
+from attention_offload.devices import load_devices
+from attention_offload.errors import CapacityError, OffloadError
+
+DEVICES = load_devices("paper")
+H100, H20 = DEVICES["h100"], DEVICES["h20"]
+LLAMA3, LLAMA65 = load_shape("llama3-70b"), load_shape("llama-65b")
+contexts = st.integers(100, 20_000)
+
+
+def simulated_round(n: int, dense_s: float, attention_s: float, network_s: float, rounds: int = 400) -> float:
+    """Time per layer of n batches on n - 1 replicas and one attention pool, each slice started as soon as it may."""
+    replicas, pool = [0.0] * max(n - 1, 1), 0.0
+    ready = [0.0] * n
+    for layer, batch in itertools.product(range(rounds), range(n)):
+        replica = (layer + batch) % len(replicas)
+        sent = max(ready[batch], replicas[replica]) + dense_s
+        replicas[replica] = sent
+        pool = max(pool, sent + network_s) + attention_s
+        ready[batch] = pool
+    return max(ready) / rounds
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@given(st.floats(0.01, 10), st.floats(0.01, 10), st.floats(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_round_time_is_that_of_the_simulated_pipeline(n: int, dense_s: float, attention_s: float, net_s: float) -> None:
+    closed = max(n * attention_s, n * dense_s / (n - 1), dense_s + attention_s + net_s)
+    simulated = simulated_round(n, dense_s, attention_s, net_s)
+    # Filling the pipeline costs the simulation a few slots of its 400 rounds.
+    assert simulated == pytest.approx(closed, rel=0.03)
+
+
+def test_step_is_the_round_time_of_its_parts() -> None:
+    instance = OffloadedInstance(H100, 2, H20, 4, in_flight=3)
+    step = instance.step(LLAMA3, 300, 4096, A_PRIORI)
+    alone = step.dense_s + step.attention_s + step.network_s - step.overlap_s
+    round_s = max(3 * step.attention_s, 3 * step.dense_s / 2, alone)
+    assert step.tbt_s == pytest.approx(round_s + step.overhead_s)
+    assert step.tokens_per_s == 300 / step.tbt_s
+
+
+def test_costs_of_table_5() -> None:
+    assert OffloadedInstance(H100, 1, H20, 2).price_per_hour == pytest.approx(20.32)
+    assert OffloadedInstance(H100, 2, H20, 4).price_per_hour == pytest.approx(40.64)
+    assert CoupledInstance(H100, 2).price_per_hour == pytest.approx(22.12)
+    assert CoupledInstance(H100, 4).price_per_hour == pytest.approx(44.24)
+    assert OffloadedInstance(H100, 1, H20, 2, in_flight=4).price_per_hour == pytest.approx(3 * 11.06 + 2 * 4.63)
+
+
+@given(contexts, st.integers(3, 8))
+def test_capacity_is_what_fits_and_no_more(context: int, count: int) -> None:
+    for instance in (CoupledInstance(H100, count), OffloadedInstance(H100, 2, H20, count)):
+        batch = max_batch(instance, LLAMA3, context, A_PRIORI)
+        request = LLAMA3.kv_bytes_per_token * context
+        assert batch * request <= instance.kv_bytes(LLAMA3, A_PRIORI) < (batch + 1) * request
+
+
+@given(contexts, st.integers(1, 7), st.sampled_from([IDEAL, A_PRIORI, FITTED]), st.sampled_from([1, 2, 3, 4]))
+def test_more_attention_devices_never_hurt(context: int, b: int, knobs, n: int) -> None:
+    def best(count: int) -> float:
+        instance = OffloadedInstance(H100, 2, H20, count, n, "sequence")
+        return instance.step(LLAMA65, max_batch(instance, LLAMA65, context, knobs), context, knobs).tokens_per_s
+
+    if b & (b + 1) == 0:  # 2, 4, 8 devices divide the heads, so no token of a head is spread
+        assert best(b + 1) >= best(b) * 0.98
+
+
+@given(contexts, st.integers(8, 200))
+def test_each_refinement_pays(context: int, batch: int) -> None:
+    instance = OffloadedInstance(H100, 2, H20, 4, in_flight=1)
+
+    def tbt(knobs) -> float:
+        return instance.step(LLAMA65, batch, context, knobs).tbt_s
+
+    assert tbt(A_PRIORI) < tbt(A_PRIORI.changed(overlap=False)) < tbt(A_PRIORI.changed(overlap=False, network=NCCL))
+    assert tbt(IDEAL) < tbt(A_PRIORI)
+
+
+def test_partitions() -> None:
+    """By sequence equals by head where heads divide; by request is never better balanced; odd counts need either."""
+    steps = {
+        partition: OffloadedInstance(H100, 2, H20, 4, 1, partition, context_spread=1.0).step(LLAMA3, 64, 4096, A_PRIORI)
+        for partition in ("head", "sequence", "request")
+    }
+    assert steps["head"] == steps["sequence"]
+    assert steps["request"].attention_s > steps["head"].attention_s
+    with pytest.raises(OffloadError, match=r"3 attention devices cannot share the 8 KV heads of llama3-70b evenly"):
+        OffloadedInstance(H100, 2, H20, 3).step(LLAMA3, 64, 4096, A_PRIORI)
+    odd = OffloadedInstance(H100, 2, H20, 3, 1, "sequence").step(LLAMA3, 64, 4096, A_PRIORI)
+    assert odd.network_s > steps["head"].network_s
+
+
+@given(st.integers(1, 400), contexts)
+@settings(max_examples=50, deadline=None)
+def test_help_from_prefill_devices_finds_the_best_share(batch: int, context: int) -> None:
+    helped = PartiallyOffloadedInstance(H100, 4, H100, 4, 4)
+    if batch > max_batch(helped, LLAMA65, context, A_PRIORI):
+        return
+    step = helped.step(LLAMA65, batch, context, A_PRIORI)
+    alone = CoupledInstance(H100, 4).step(LLAMA65, batch, context, A_PRIORI)
+    if batch <= max_batch(CoupledInstance(H100, 4), LLAMA65, context, A_PRIORI):
+        assert step.tbt_s <= alone.tbt_s * (1 + 1e-9)
+    assert step.attention_s <= alone.attention_s * (1 + 1e-9)
+
+
+def test_helpers_add_memory_and_no_price() -> None:
+    helped, alone = PartiallyOffloadedInstance(H100, 4, H100, 4, 4), CoupledInstance(H100, 4)
+    assert helped.price_per_hour == alone.price_per_hour
+    assert max_batch(helped, LLAMA65, 4096, A_PRIORI) > 1.7 * max_batch(alone, LLAMA65, 4096, A_PRIORI)
+
+
+def test_kv_heads_that_run_out_are_copied() -> None:
+    sixteen = CoupledInstance(dataclasses.replace(H100, memory_bytes=1e12), 16)
+    assert sixteen.kv_bytes(LLAMA3, IDEAL) == pytest.approx((0.9 * 16e12 - LLAMA3.weight_bytes) / 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: max_batch(CoupledInstance(H100, 1), LLAMA3, 100, IDEAL),
+            CapacityError,
+            r"weights of llama3-70b are 141.1 GB, but 1xh100 offer 72.0 GB. Use more or larger devices",
+        ),
+        (
+            lambda: max_batch(OffloadedInstance(H100, 2, H20, 1), LLAMA65, 100_000, IDEAL),
+            CapacityError,
+            r"2xh100\+1xh20 has 91.2 GB for KV, but one request of 100000 tokens of llama-65b needs 262.1 GB",
+        ),
+        (lambda: OffloadedInstance(H100, 2, H20, 0), OffloadError, r"`attention_count` must be at least 1, got 0"),
+        (lambda: OffloadedInstance(H100, 2, H20, 1, 2, "block"), OffloadError, r"No partition `block`; known: head"),
+    ],
+)
+def test_what_cannot_be_is_a_clear_error(call, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
