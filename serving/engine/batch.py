@@ -1,0 +1,137 @@
+"""One step's plan as padded arrays: a few shapes (buckets), so that nothing is compiled after warm-up.
+
+A step computes `decode_rows` rows of one token each, then up to `prefill_tokens` tokens of `prefill_rows` prompt
+chunks, as one flat batch of tokens. Padding rows have length 0 and padding tokens have slot -1: they read and write
+nothing.
+"""
+
+import dataclasses
+from collections.abc import Sequence as Items
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from kvcache.pages import KVLayout
+from serving.engine.scheduler import StepPlan
+from serving.engine.sequence import Sequence
+from serving.engine.types import EngineConfig
+
+_SMALLEST_PREFILL = 32
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Bucket:
+    """Static shape of a step: R = decode_rows + prefill_rows rows, T = decode_rows + prefill_tokens tokens."""
+
+    decode_rows: int
+    prefill_rows: int
+    prefill_tokens: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the step, decode first."""
+        return self.decode_rows + self.prefill_rows
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the step, decode first."""
+        return self.decode_rows + self.prefill_tokens
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """Arrays of one step: T tokens in R rows; P pages per row.
+
+    Attributes:
+        tokens: int32 [T].
+        positions: int32 [T].
+        slots: int32 [T], `page * page_size + offset` within one layer; -1 for padding.
+        page_table: int32 [R, P].
+        lengths: int32 [R], KV tokens of a row including this step's; 0 for padding.
+        prefill_starts: int32 [prefill_rows + 1], borders of the prompt chunks within the prefill tokens.
+        last: int32 [R], index into T of each row's last token: its logits choose the next one.
+    """
+
+    tokens: Array
+    positions: Array
+    slots: Array
+    page_table: Array
+    lengths: Array
+    prefill_starts: Array
+    last: Array
+
+
+def _powers(start: int, end: int) -> list[int]:
+    sizes = []
+    while start < end:
+        sizes.append(start)
+        start *= 2
+    return [*sizes, end]
+
+
+def buckets(config: EngineConfig) -> list[Bucket]:
+    """Every shape that a step of this engine can have, smallest first."""
+    prefill_sizes = _powers(min(_SMALLEST_PREFILL, config.token_budget), config.token_budget)
+    decode_only = [Bucket(rows, 0, 0) for rows in _powers(1, config.max_batch)]
+    prefill_only = [Bucket(0, config.max_prefill_rows, tokens) for tokens in prefill_sizes]
+    mixed = [Bucket(config.max_batch, config.max_prefill_rows, tokens) for tokens in prefill_sizes]
+    return decode_only + prefill_only + mixed
+
+
+def bucket_of(plan: StepPlan, shapes: Items[Bucket]) -> Bucket:
+    """The smallest of `shapes` that holds `plan`."""
+    decodes, prefills = len(plan.decodes), len(plan.prefills)
+    tokens = sum(count for _, count in plan.prefills)
+    return min(
+        (
+            shape
+            for shape in shapes
+            if shape.decode_rows >= decodes
+            and shape.prefill_rows >= prefills
+            and shape.prefill_tokens >= tokens
+            and (decodes or not shape.decode_rows)
+        ),
+        key=lambda shape: shape.tokens,
+    )
+
+
+def rows_of(plan: StepPlan, bucket: Bucket) -> list[tuple[int, Sequence, int]]:
+    """(row, sequence, tokens) of everything that `plan` computes."""
+    decodes = [(row, sequence, 1) for row, sequence in enumerate(plan.decodes)]
+    return decodes + [
+        (bucket.decode_rows + index, sequence, count) for index, (sequence, count) in enumerate(plan.prefills)
+    ]
+
+
+def step_inputs(plan: StepPlan, bucket: Bucket, layout: KVLayout, max_pages: int) -> StepInputs:
+    """Pads `plan` to `bucket`."""
+    tokens = np.zeros(bucket.tokens, np.int32)
+    positions = np.zeros(bucket.tokens, np.int32)
+    slots = np.full(bucket.tokens, -1, np.int32)
+    page_table = np.zeros((bucket.rows, max_pages), np.int32)
+    lengths = np.zeros(bucket.rows, np.int32)
+    prefill_starts = np.zeros(bucket.prefill_rows + 1, np.int32)
+    last = np.zeros(bucket.rows, np.int32)
+    start = 0
+    for row, sequence, count in rows_of(plan, bucket):
+        if row == bucket.decode_rows:
+            start = bucket.decode_rows
+        end, computed = start + count, sequence.computed
+        where = np.arange(computed, computed + count, dtype=np.int32)
+        tokens[start:end] = sequence.tokens[computed : computed + count]
+        positions[start:end] = where
+        slots[start:end] = (
+            sequence.page_table.row[where // layout.page_size] * layout.page_size + where % layout.page_size
+        )
+        page_table[row] = sequence.page_table.row
+        lengths[row] = computed + count
+        last[row] = end - 1
+        if row >= bucket.decode_rows:
+            prefill_starts[row - bucket.decode_rows + 1 :] = end - bucket.decode_rows
+        start = end
+    # NumPy until jit takes them: one transfer with the call is cheaper than seven before it.
+    arrays: Any = (tokens, positions, slots, page_table, lengths, prefill_starts, last)
+    return StepInputs(*arrays)

@@ -1,0 +1,121 @@
+"""The device side of an engine: weights, the KV pool and the jitted step over them."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from kvcache.pages import KVLayout, PagedKVCache
+from model.config import ModelConfig
+from model.kernels.paged_attention import paged_attention, write_kv
+from model.sharding import KV_SPEC, shard_attend, shard_model
+from model.transformer import Attend, Definition, Transformer, merge, split
+from serving.engine.batch import Bucket, StepInputs
+from serving.engine.errors import EngineError
+from serving.engine.types import EngineConfig
+
+_DEFAULT_KV_BYTES = 1 << 30
+_FREE_MEMORY_SHARE = 0.9
+
+
+def paged_attend(
+    config: ModelConfig, layout: KVLayout, inputs: StepInputs, bucket: Bucket, implementation: str | None
+) -> Attend:
+    """Attention of one step over the paged cache: writes this step's KV, then decode rows, then prompt chunks."""
+    decode = bucket.decode_rows
+
+    def attend(layer: int, q: Array, k: Array, v: Array, cache: PagedKVCache) -> tuple[Array, PagedKVCache]:
+        first_page = layer * layout.num_pages
+        slots = jnp.where(inputs.slots < 0, -1, inputs.slots + first_page * layout.page_size)
+        pool_k, pool_v = write_kv(cache.k, cache.v, k, v, slots)
+        cache = PagedKVCache(pool_k, pool_v, layout)
+        table = inputs.page_table + first_page
+        attention = functools.partial(
+            paged_attention, sliding_window=config.window(layer), implementation=implementation
+        )
+        outs: list[Any] = []
+        if decode:
+            starts = jnp.arange(decode + 1, dtype=jnp.int32)
+            outs.append(attention(q[:decode], cache, table[:decode], inputs.lengths[:decode], starts, max_query_len=1))
+        if bucket.prefill_rows:
+            rows = (table[decode:], inputs.lengths[decode:], inputs.prefill_starts)
+            outs.append(attention(q[decode:], cache, *rows, max_query_len=bucket.prefill_tokens))
+        return (jnp.concatenate(outs) if len(outs) > 1 else outs[0]), cache
+
+    return attend
+
+
+def _forward(
+    definition: Definition,
+    config: ModelConfig,
+    mesh: Mesh | None,
+    bucket: Bucket,
+    implementation: str | None,
+    weights: tuple[Array, ...],
+    cache: PagedKVCache,
+    inputs: StepInputs,
+) -> tuple[Array, PagedKVCache]:
+    """One step: logits float32 [R, V] of each row's last token, and the cache with this step's KV."""
+    model = merge(definition, weights)
+    attend = shard_attend(paged_attend(config, cache.layout, inputs, bucket, implementation), mesh)
+    hidden_TxD, cache = model(inputs.tokens, inputs.positions, attend, cache)
+    return model.logits(hidden_TxD[inputs.last]), cache
+
+
+class ModelRunner:
+    """Owns the weights and the KV pool. `forward` is the only thing that touches them."""
+
+    def __init__(self, config: ModelConfig, model: Transformer, engine: EngineConfig, mesh: Mesh | None = None):
+        definition, self._weights = split(shard_model(model, mesh) if mesh else model)
+        dtype = engine.kv_dtype or self._weights[0].dtype
+        sharding = NamedSharding(mesh, KV_SPEC) if mesh else None
+        self.layout = kv_layout(config, engine, dtype)
+        self._cache = PagedKVCache.create(self.layout, sharding)
+        self._step = jax.jit(
+            functools.partial(_forward, definition, config, mesh), static_argnums=(0, 1), donate_argnums=(3,)
+        )
+        self._implementation = engine.attention
+
+    def forward(self, inputs: StepInputs, bucket: Bucket) -> Array:
+        """Runs one step and returns logits float32 [R, V]; the pool is updated in place (its buffers are donated)."""
+        logits, self._cache = self._step(bucket, self._implementation, self._weights, self._cache, inputs)
+        return logits
+
+    def step_temp_bytes(self, inputs: StepInputs, bucket: Bucket) -> int:
+        """Scratch memory of the compiled step; far below the pool's size, because the pool is never copied."""
+        compiled = self._step.lower(bucket, self._implementation, self._weights, self._cache, inputs).compile()
+        analysis = compiled.memory_analysis()
+        if analysis is None:
+            raise EngineError(f"backend {jax.default_backend()!r} does not report what a compiled step allocates.")
+        return analysis.temp_size_in_bytes
+
+
+def kv_layout(config: ModelConfig, engine: EngineConfig, dtype: jnp.dtype | str) -> KVLayout:
+    """Sizes the pool: `num_pages` if given, else what fits `kv_bytes`, else what fits the device's free memory."""
+
+    def layout(num_pages: int) -> KVLayout:
+        return KVLayout(
+            config.num_layers, num_pages, engine.page_size, config.num_kv_heads, config.head_dim, jnp.dtype(dtype)
+        )
+
+    if engine.num_pages is not None:
+        return layout(engine.num_pages)
+    kv_bytes = engine.kv_bytes if engine.kv_bytes is not None else _free_bytes()
+    num_pages = kv_bytes // layout(1).page_bytes
+    if num_pages < 1:
+        raise EngineError(
+            f"{kv_bytes} bytes of KV memory hold no page: one page of {engine.page_size} tokens takes "
+            f"{layout(1).page_bytes} bytes. Raise `kv_bytes` or lower `page_size`."
+        )
+    return layout(num_pages)
+
+
+def _free_bytes() -> int:
+    """Free memory of the devices once the weights are loaded; a fixed figure where the backend reports none."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if not all(stats):
+        return _DEFAULT_KV_BYTES
+    return int(_FREE_MEMORY_SHARE * sum(s["bytes_limit"] - s["bytes_in_use"] for s in stats))

@@ -1,0 +1,111 @@
+"""What goes into an engine and what comes out: configuration, requests, token events, statistics."""
+
+import dataclasses
+
+from model.sampling import SamplingParams
+from serving.engine.errors import EngineError
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """Sizes of one engine.
+
+    Attributes:
+        page_size: tokens per page of device memory.
+        num_pages: pages in the pool; `None` derives it from `kv_bytes`.
+        kv_bytes: bytes for the pool over all devices; `None` takes what the device reports as free, or 1 GiB where it
+            reports nothing (CPU).
+        max_batch: most sequences that decode in one step.
+        token_budget: most tokens computed in one step; longer prompts are prefilled in chunks.
+        max_prefill_rows: most prompts that share one step's prefill chunk.
+        max_model_len: most tokens of one sequence, prompt and output; `None` takes the model's limit.
+        prefix_cache: reuse pages of equal prefixes.
+        kv_dtype: dtype of the pool; `None` takes the model's.
+        attention: paged-attention backend; `None` lets the dispatcher choose.
+        seed: seeds requests that sample without a seed of their own.
+    """
+
+    page_size: int = 64
+    num_pages: int | None = None
+    kv_bytes: int | None = None
+    max_batch: int = 32
+    token_budget: int = 512
+    max_prefill_rows: int = 8
+    max_model_len: int | None = None
+    prefix_cache: bool = True
+    kv_dtype: str | None = None
+    attention: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "page_size",
+            "num_pages",
+            "kv_bytes",
+            "max_batch",
+            "token_budget",
+            "max_prefill_rows",
+            "max_model_len",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EngineError(f"`{name}` is {value}; it must be at least 1.")
+        if self.token_budget <= self.max_batch:
+            raise EngineError(
+                f"`token_budget` {self.token_budget} leaves nothing for prefill beside `max_batch` {self.max_batch} "
+                "decoding sequences; raise the budget or lower the batch."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One sequence to generate, in token ids.
+
+    Attributes:
+        id: unique among the requests in the engine.
+        prompt: token ids, at least one.
+        sampling: how to choose tokens and when to stop.
+        arrival_s: when it arrived; earlier ones are served first within a priority.
+        priority: lower is served first, and preempted last.
+        salt: requests share cached prefixes only with requests of the same salt (tenant isolation).
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    arrival_s: float = 0.0
+    priority: int = 0
+    salt: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenEvent:
+    """One generated token.
+
+    `finish_reason` is `None` until the last event of a request: `stop` (end-of-sequence or stop token) or `length`.
+    `cached_tokens` counts the prompt tokens whose KV came from the prefix cache.
+    """
+
+    request_id: str
+    token: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish_reason: str | None = None
+    cached_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineStats:
+    """Gauges (`waiting`, `running`, pages) and counters since start (all others) of an engine."""
+
+    waiting: int = 0
+    running: int = 0
+    pages_total: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
+    prompt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    compiles_after_warm_up: int = 0

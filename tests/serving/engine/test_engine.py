@@ -1,0 +1,236 @@
+"""The engine over a real (tiny, random) model: tokens depend on the request alone; nothing is copied or recompiled."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from model.config import ModelConfig
+from model.sampling import SamplingParams
+from model.sharding import MeshError, parse_mesh
+from model.transformer import Transformer, causal_attend
+from serving.engine import Engine, EngineConfig, Request, RequestRefusedError, TokenEvent
+from serving.engine.batch import Bucket, step_inputs
+from serving.engine.runner import ModelRunner
+from serving.engine.scheduler import StepPlan
+
+CONFIG = ModelConfig.from_hf(
+    {
+        "model_type": "llama",
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+    }
+)
+SIZES = EngineConfig(page_size=8, num_pages=64, max_batch=4, token_budget=24, max_prefill_rows=2)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return Transformer(CONFIG, nnx.Rngs(0))
+
+
+def prompts(count: int, seed: int = 0) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.integers(0, 97, rng.integers(1, 50)).tolist()) for _ in range(count)]
+
+
+def serve(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
+    for request in requests:
+        engine.add(request)
+    tokens: dict[str, list[int]] = {request.id: [] for request in requests}
+    while engine.has_work:
+        for event in engine.step():
+            tokens[event.request_id].append(event.token)
+    assert engine.stats().pages_used == 0
+    return tokens
+
+
+def make(model: Transformer, **changes: int | bool) -> Engine:
+    return Engine(CONFIG, model, dataclasses.replace(SIZES, **changes))
+
+
+def greedy_by_full_forward(model: Transformer, prompt: tuple[int, ...], steps: int) -> list[int]:
+    """The obvious decoder: runs the whole sequence through dense attention for every token."""
+
+    @jax.jit
+    def logits_at(tokens: jax.Array, last: jax.Array) -> jax.Array:
+        hidden, _ = model(tokens[None], jnp.arange(tokens.size)[None], causal_attend(CONFIG), None)
+        return model.logits(hidden[0, last])
+
+    padded = np.zeros(64 + 16, np.int32)
+    padded[: len(prompt)] = prompt
+    out: list[int] = []
+    for length in range(len(prompt), len(prompt) + steps):
+        out.append(int(logits_at(padded, length - 1).argmax()))
+        padded[length] = out[-1]
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(model: Transformer) -> dict[str, list[int]]:
+    """Tokens of every prompt served alone."""
+    engine = make(model, prefix_cache=False)
+    return {
+        f"r{index}": serve(engine, [Request(f"r{index}", prompt, GREEDY)])[f"r{index}"]
+        for index, prompt in enumerate(prompts(8))
+    }
+
+
+def test_the_engine_decodes_what_the_model_says(model: Transformer, alone: dict[str, list[int]]) -> None:
+    for index, prompt in enumerate(prompts(8)[:3]):
+        assert alone[f"r{index}"] == greedy_by_full_forward(model, prompt, 12)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"token_budget": 5},
+        {"token_budget": 100, "max_prefill_rows": 8},
+        {"page_size": 4},
+        {"prefix_cache": False},
+        {"max_batch": 2},
+        {"num_pages": 17, "prefix_cache": False},
+        {"num_pages": 17},
+    ],
+    ids=str,
+)
+def test_tokens_do_not_depend_on_mates_chunks_pages_or_preemption(
+    model: Transformer, alone: dict[str, list[int]], changes: dict[str, int]
+) -> None:
+    engine = make(model, **changes)
+    requests = [Request(f"r{index}", prompt, GREEDY) for index, prompt in enumerate(prompts(8))]
+    assert serve(engine, requests) == alone
+    if "num_pages" in changes:
+        assert engine.stats().preemptions > 0
+
+
+def test_prefix_hits_change_no_token(model: Transformer) -> None:
+    shared = prompts(1, seed=3)[0] * 3
+    requests = [Request(f"r{index}", (*shared[:40], index, 5, 6), GREEDY) for index in range(4)]
+    cold = {request.id: serve(make(model, prefix_cache=False), [request])[request.id] for request in requests}
+    engine = make(model)
+    assert {request.id: serve(engine, [request])[request.id] for request in requests} == cold
+    assert engine.stats().prefix_hit_tokens == 3 * 40
+
+
+def test_a_mesh_changes_no_token(model: Transformer, alone: dict[str, list[int]]) -> None:
+    engine = Engine(CONFIG, model, SIZES, mesh=parse_mesh("tp:2"))
+    requests = [Request(f"r{index}", prompt, GREEDY) for index, prompt in enumerate(prompts(8))]
+    assert serve(engine, requests) == alone
+
+
+def test_a_mesh_that_does_not_divide_the_heads_is_refused(model: Transformer) -> None:
+    with pytest.raises(MeshError, match=r"over 4 devices does not divide 2 \(KV heads\)"):
+        Engine(CONFIG, model, SIZES, mesh=parse_mesh("tp:4"))
+
+
+def test_sampled_tokens_depend_on_the_seed_alone(model: Transformer) -> None:
+    sampling = SamplingParams(temperature=0.9, top_p=0.9, seed=7, max_tokens=10, logprobs=2, repetition_penalty=1.2)
+    request = Request("seeded", prompts(1)[0], sampling)
+    first = serve(make(model), [request])["seeded"]
+    mates = [Request(f"r{index}", prompt, GREEDY) for index, prompt in enumerate(prompts(3, seed=9))]
+    assert serve(make(model), [*mates, request])["seeded"] == first
+    other = dataclasses.replace(request, sampling=dataclasses.replace(sampling, seed=8))
+    assert serve(make(model), [other])["seeded"] != first
+
+
+def test_events_carry_logprobs_reasons_and_hits(model: Transformer) -> None:
+    engine = make(model)
+    prompt = tuple(range(20))
+    engine.add(Request("a", prompt, SamplingParams(temperature=0.0, max_tokens=3, logprobs=2)))
+    events: list[TokenEvent] = []
+    while engine.has_work:
+        events += engine.step()
+    assert [event.finish_reason for event in events] == [None, None, "length"]
+    for event in events:
+        (best, logprob), second = event.top_logprobs
+        assert (event.token, event.logprob) == (best, logprob)
+        assert logprob >= second[1]
+    stop = SamplingParams(temperature=0.0, max_tokens=9, stop_token_ids=(events[1].token,))
+    engine.add(Request("b", prompt, stop))
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    assert events[-1].finish_reason == "stop"
+    assert len(events) <= 2
+    assert events[-1].cached_tokens == 16
+
+
+def test_end_of_sequence_stops_unless_ignored(model: Transformer, alone: dict[str, list[int]]) -> None:
+    prompt, eos = prompts(8)[0], alone["r0"][2]
+    engine = Engine(CONFIG, model, SIZES, eos_ids=[eos])
+    first = alone["r0"].index(eos) + 1
+    ignoring = dataclasses.replace(GREEDY, ignore_eos=True)
+    got = serve(engine, [Request("stops", prompt, GREEDY), Request("goes on", prompt, ignoring)])
+    assert got == {"stops": alone["r0"][:first], "goes on": alone["r0"]}
+
+
+def test_abort_at_any_moment_frees_pages_and_leaves_mates_alone(
+    model: Transformer, alone: dict[str, list[int]], rng: np.random.Generator
+) -> None:
+    engine = make(model, num_pages=24)
+    tokens: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts(8)):
+        engine.add(Request(f"r{index}", prompt, GREEDY))
+    doomed = {f"r{index}": int(rng.integers(0, 12)) for index in (1, 3, 6)}
+    for step in range(200):
+        for name in [name for name, when in doomed.items() if when == step]:
+            engine.abort(name)
+        for event in engine.step():
+            tokens.setdefault(event.request_id, []).append(event.token)
+    assert not engine.has_work
+    assert engine.stats().pages_used == 0
+    assert {name: got for name, got in tokens.items() if name not in doomed} == {
+        name: got for name, got in alone.items() if name not in doomed
+    }
+
+
+def test_nothing_is_compiled_after_warm_up(model: Transformer) -> None:
+    engine = make(model)
+    done: list[tuple[int, int]] = []
+    engine.warm_up(lambda *progress: done.append(progress))
+    assert done[-1][0] == done[-1][1] == len(done)
+    samplings = [
+        GREEDY,
+        SamplingParams(temperature=0.8, seed=1, max_tokens=5),
+        SamplingParams(presence_penalty=0.5, max_tokens=6),
+        SamplingParams(logprobs=3, max_tokens=4, logit_bias=((5, 3.0),)),
+    ]
+    requests = [Request(f"r{i}", prompt, samplings[i % 4]) for i, prompt in enumerate(prompts(12, seed=5))]
+    serve(engine, requests)
+    assert engine.stats().compiles_after_warm_up == 0
+
+
+OLD_XLA_COPIES = pytest.mark.xfail(
+    jax.__version_info__ < (0, 11), strict=True, reason="XLA:CPU of jax 0.10 copies a bfloat16 pool at every scatter"
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=OLD_XLA_COPIES)])
+def test_the_pool_is_never_copied(model: Transformer, dtype: str) -> None:
+    sizes = dataclasses.replace(SIZES, num_pages=4096, kv_dtype=dtype)
+    runner = ModelRunner(CONFIG, model, sizes)
+    pool_bytes = runner.layout.page_bytes * runner.layout.num_pages
+    for bucket in (Bucket(4, 0, 0), Bucket(0, 2, 24), Bucket(4, 2, 24)):
+        inputs = step_inputs(StepPlan((), ()), bucket, runner.layout, max_pages=16)
+        assert runner.step_temp_bytes(inputs, bucket) < pool_bytes / 8
+
+
+def test_bad_requests_are_refused_before_they_are_queued(model: Transformer) -> None:
+    engine = make(model)
+    with pytest.raises(RequestRefusedError, match="prompt token 97 is outside the vocabulary of 97"):
+        engine.add(Request("a", (1, 97), GREEDY))
+    with pytest.raises(RequestRefusedError, match="exceed the model length 128"):
+        engine.add(Request("a", tuple(range(90)) * 2, GREEDY))
+    assert not engine.has_work
