@@ -182,7 +182,7 @@ def _from_hf_dict(hf: Mapping[str, Any]) -> ModelConfig:
         )
     required = _REQUIRED
     if model_type == "qwen3_moe":
-        required = (*required, "num_experts", "num_experts_per_tok", "moe_intermediate_size")
+        required = (*required, "num_experts_per_tok", "moe_intermediate_size")
     if missing := [name for name in required if hf.get(name) is None]:
         raise ValueError(f"The config of a `{model_type}` model lacks {', '.join(missing)}.")
     if unsupported := _unsupported(hf):
@@ -274,9 +274,11 @@ def _window_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _expert_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
+    # Each name has been the one that transformers saves, for each family, at some time.
+    experts = hf.get("num_experts") or hf.get("num_local_experts")
     if hf["model_type"] == "mixtral":
         return {
-            "num_experts": hf.get("num_local_experts") or hf.get("num_experts") or 8,
+            "num_experts": experts or 8,
             "experts_per_token": hf.get("num_experts_per_tok", 2),
             "moe_intermediate_size": hf["intermediate_size"],
         }
@@ -284,7 +286,7 @@ def _expert_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
         step = hf.get("decoder_sparse_step", 1)
         dense = set(hf.get("mlp_only_layers") or ())
         return {
-            "num_experts": hf["num_experts"],
+            "num_experts": experts or 128,
             "experts_per_token": hf["num_experts_per_tok"],
             "moe_intermediate_size": hf["moe_intermediate_size"],
             "norm_topk_prob": bool(hf.get("norm_topk_prob", False)),
