@@ -5,10 +5,10 @@ import types
 import jax
 import jax.numpy as jnp
 
-from model.kernels.paged_attention import reference, xla
+from model.kernels.paged_attention import cpu_ffi, cpu_library, reference, xla
 from model.kernels.paged_attention.problem import KVPool, Problem, Ragged, pools_of, problem_of
 
-_BACKENDS: dict[str, types.ModuleType] = {"xla": xla, "reference": reference}
+_BACKENDS: dict[str, types.ModuleType] = {"cpu_ffi": cpu_ffi, "xla": xla, "reference": reference}
 IMPLEMENTATIONS = tuple(_BACKENDS)
 
 
@@ -84,6 +84,9 @@ def write_kv(
     Returns:
       The two pools.
     """
+    k, v = k.astype(cache_k.dtype), v.astype(cache_v.dtype)
+    if cpu_library.unavailable() is None:
+        return cpu_ffi.write_kv(cache_k, cache_v, k, v, slots)
     return _scatter(cache_k, k, slots), _scatter(cache_v, v, slots)
 
 
@@ -102,7 +105,7 @@ def _scatter(pool: jax.Array, x: jax.Array, slots: jax.Array) -> jax.Array:
 
 def _backend(problem: Problem, implementation: str | None) -> types.ModuleType:
     if implementation is None:
-        return xla
+        return xla if cpu_ffi.unsupported(problem) else cpu_ffi
     if implementation not in _BACKENDS:
         raise ValueError(f"`implementation` is {implementation!r}; it must be one of {IMPLEMENTATIONS} or None.")
     if _BACKENDS[implementation].unsupported(problem) is not None:

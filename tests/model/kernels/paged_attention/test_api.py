@@ -1,7 +1,5 @@
 """What holds whatever the backend: refusals, writes in place, sharding, merging."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,14 +25,28 @@ def test_arguments_that_do_not_fit_are_refused_with_their_values() -> None:
         paged_attention(*batch._replace(cache=int8), max_query_len=1)
 
 
-def test_tensor_parallel_equals_one_device() -> None:
+@pytest.mark.parametrize("implementation", ["xla", "cpu_ffi"])
+def test_tensor_parallel_equals_one_device(rng: np.random.Generator, implementation: str) -> None:
+    """One step of a serving loop inside shard_map: new KV written, then attended; heads sharded, tables replicated."""
     batch = cases.build(cases.Shape(q_heads=8, kv_heads=4), [40, 17, 0], [20, 1, 0])
+    slots = batch.page_table[0, :1] * 16 + 5
+    k, v = jnp.asarray(rng.standard_normal((2, 1, 4, 64)), jnp.float32)
+
+    def step(batch, k, v, slots):
+        cache = cases.Cache(*write_kv(*batch.cache, k, v, slots))
+        attended = paged_attention(*batch._replace(cache=cache), max_query_len=20, implementation=implementation)
+        return attended, cache
+
     mesh = jax.make_mesh((4,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
-    attend = functools.partial(paged_attention, max_query_len=20)
     heads = P(None, "tp")
     specs = cases.Batch(heads, cases.Cache(heads, heads), P(), P(), P())
-    sharded = jax.jit(jax.shard_map(lambda *b: attend(*b), mesh=mesh, in_specs=tuple(specs), out_specs=heads))
-    np.testing.assert_allclose(np.asarray(sharded(*batch))[:21], np.asarray(attend(*batch))[:21], rtol=1e-5, atol=1e-6)
+    sharded = jax.shard_map(
+        step, mesh=mesh, in_specs=(specs, heads, heads, P()), out_specs=(heads, cases.Cache(heads, heads))
+    )
+    out, cache = jax.jit(sharded)(batch, k, v, slots)
+    expected, expected_cache = step(batch, k, v, slots)
+    np.testing.assert_allclose(np.asarray(out)[:21], np.asarray(expected)[:21], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(cache.k), np.asarray(expected_cache.k))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

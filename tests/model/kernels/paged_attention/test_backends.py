@@ -25,7 +25,7 @@ class Backend:
     quantized: tuple[str, ...] = ("int8", "float8_e4m3fn")
 
 
-BACKENDS = [Backend("reference"), Backend("xla")]
+BACKENDS = [Backend("reference"), Backend("xla"), Backend("cpu_ffi")]
 every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 
 

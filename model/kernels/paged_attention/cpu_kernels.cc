@@ -1,0 +1,515 @@
+// Paged attention and the KV write for AVX-512 CPUs, as XLA FFI handlers that run on XLA's own thread pool.
+//
+// One task is some queries of one row on one KV head. It walks the row's keys in tiles of 64: the tile's keys are
+// transposed (and widened to float32) into a buffer in L1, scores and weighted values are two small matrix products
+// on the same microkernel, and the softmax between them is online. A decode row is the case of one query token.
+// Reads touch exactly the keys attended: nothing past a row's length is ever loaded.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+constexpr int kTile = 64;        // keys per tile: four vectors of scores
+constexpr int kMaxHeadDim = 256;
+constexpr int kMaxRows = 96;     // query tokens times query heads of one task
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+// ---- storage types -------------------------------------------------------------------------------------------------
+
+struct BF16 { uint16_t bits; };
+struct F16 { uint16_t bits; };
+struct F8E4M3 { uint8_t bits; };
+struct F8E5M2 { uint8_t bits; };
+
+inline __m512 Load16(const float* p) { return _mm512_loadu_ps(p); }
+inline __m512 Load16(const BF16* p) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+inline __m512 Load16(const F16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline __m512 Load16(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline __m512 Load16(const F8E5M2* p) {  // the upper half of a float16
+  const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_cvtph_ps(_mm256_slli_epi16(x, 8));
+}
+inline __m512 Load16(const F8E4M3* p) {  // a float16 with its exponent bias 8 too low
+  const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x80)), 8);
+  const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x7f)), 7);
+  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0f));
+}
+
+inline void Store16(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
+inline void Store16(F16* p, __m512 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+inline void Store16(BF16* p, __m512 x) {  // round to nearest even; the values are finite
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+// ---- arithmetic ----------------------------------------------------------------------------------------------------
+
+// exp(x) for x <= 0, to 2 ulp or so; 0 for -inf.
+inline __m512 Exp(__m512 x) {
+  const __m512 y = _mm512_max_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896f)), _mm512_set1_ps(-160.0f));
+  const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(y, whole);
+  __m512 p = _mm512_set1_ps(1.5403530e-4f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, whole);
+}
+
+// cap * tanh(x / cap)
+inline __m512 SoftCap(__m512 x, float cap) {
+  const __m512 twice = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(-2.0f / cap));
+  const __m512 e = Exp(twice);
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 t = _mm512_mul_ps(_mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e)), _mm512_set1_ps(cap));
+  return _mm512_mask_sub_ps(t, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps(), t);
+}
+
+// C[MR, NV*16] (+)= A[MR, depth] B[depth, NV*16], all float32 and row-major.
+template <int MR, int NV, bool kAdd>
+inline void Micro(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int depth) {
+  __m512 sum[MR][NV];
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NV; ++j) sum[i][j] = kAdd ? _mm512_loadu_ps(c + i * ldc + 16 * j) : _mm512_setzero_ps();
+  for (int d = 0; d < depth; ++d) {
+    __m512 row[NV];
+    for (int j = 0; j < NV; ++j) row[j] = _mm512_loadu_ps(b + d * ldb + 16 * j);
+    for (int i = 0; i < MR; ++i) {
+      const __m512 x = _mm512_set1_ps(a[i * lda + d]);
+      for (int j = 0; j < NV; ++j) sum[i][j] = _mm512_fmadd_ps(x, row[j], sum[i][j]);
+    }
+  }
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NV; ++j) _mm512_storeu_ps(c + i * ldc + 16 * j, sum[i][j]);
+}
+
+template <int NV, bool kAdd>
+void Rows(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int depth) {
+  int i = 0;
+  for (; i + 6 <= rows; i += 6) Micro<6, NV, kAdd>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, depth);
+  a += i * lda;
+  c += i * ldc;
+  switch (rows - i) {
+    case 1: return Micro<1, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 2: return Micro<2, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 3: return Micro<3, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 4: return Micro<4, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 5: return Micro<5, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
+  }
+}
+
+// C[rows, columns] += A[rows, depth] B[depth, columns]; columns is a multiple of 16.
+void AddProduct(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int depth, int columns) {
+  int j = 0;
+  for (; j + 64 <= columns; j += 64) Rows<4, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+  switch ((columns - j) / 16) {
+    case 1: return Rows<1, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+    case 2: return Rows<2, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+    case 3: return Rows<3, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+  }
+}
+
+// Transposes 16 vectors in place.
+inline void Transpose16(__m512 r[16]) {
+  __m512 t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      const __m512d low = _mm512_castps_pd(t[i + j]), high = _mm512_castps_pd(t[i + j + 2]);
+      r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    t[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    t[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+// ---- attention -----------------------------------------------------------------------------------------------------
+
+struct Attention {
+  int64_t tokens, rows, pages, max_pages;
+  int q_heads, kv_heads, group, head_dim, page_size;
+  float scale, soft_cap;  // soft_cap 0: none
+  int window;             // 0: none
+  const void *q, *k, *v;
+  const float *k_scale, *v_scale;  // null where the pools are not quantized
+  const int32_t *table, *lengths, *starts;
+  void* out;
+  float* lse;
+};
+
+struct Task {
+  int row, head;
+  int first, count;  // query tokens, as indices into q
+  int position;      // of the first query
+};
+
+struct alignas(64) Scratch {
+  float q[kMaxRows * kMaxHeadDim];
+  float out[kMaxRows * kMaxHeadDim];
+  float scores[kMaxRows * kTile];
+  float keys[kMaxHeadDim * kTile];    // transposed: [head_dim, kTile]
+  float values[kTile * kMaxHeadDim];  // widened; unused for float32 pools
+  float peak[kMaxRows], total[kMaxRows];
+};
+
+template <typename KV>
+struct Segment {  // consecutive keys of a tile that lie in one page
+  int offset, count;
+  const KV *k, *v;
+  const float *k_scale, *v_scale;
+};
+
+template <typename KV>
+void PackKeys(const Segment<KV>& s, int head_dim, float* keys) {
+  for (int t = 0; t < s.count; t += 16) {
+    const int n = std::min(16, s.count - t);
+    for (int d = 0; d < head_dim; d += 16) {
+      __m512 r[16];
+      for (int i = 0; i < 16; ++i) {
+        r[i] = i < n ? Load16(s.k + (t + i) * head_dim + d) : _mm512_setzero_ps();
+        if (s.k_scale != nullptr && i < n) r[i] = _mm512_mul_ps(r[i], _mm512_set1_ps(s.k_scale[t + i]));
+      }
+      Transpose16(r);
+      for (int i = 0; i < 16; ++i) _mm512_storeu_ps(keys + (d + i) * kTile + s.offset + t, r[i]);
+    }
+  }
+}
+
+template <typename KV>
+void WidenValues(const Segment<KV>& s, int head_dim, float* values) {
+  for (int t = 0; t < s.count; ++t) {
+    const __m512 scale = _mm512_set1_ps(s.v_scale != nullptr ? s.v_scale[t] : 1.0f);
+    for (int d = 0; d < head_dim; d += 16)
+      _mm512_storeu_ps(values + (s.offset + t) * head_dim + d, _mm512_mul_ps(Load16(s.v + t * head_dim + d), scale));
+  }
+}
+
+template <typename KV>
+void Prefetch(const KV* p, int count, int head_dim) {
+  const char* bytes = reinterpret_cast<const char*>(p);
+  for (int64_t i = 0; i < int64_t{count} * head_dim * static_cast<int>(sizeof(KV)); i += 64)
+    _mm_prefetch(bytes + i, _MM_HINT_T1);
+}
+
+// The pieces, page by page, of keys [from, to) of a row.
+template <typename KV>
+int Segments(const Attention& a, const Task& task, int from, int to, Segment<KV>* segments) {
+  int n = 0;
+  for (int key = from; key < to;) {
+    const int slot = key % a.page_size;
+    const int64_t page = std::clamp<int64_t>(a.table[task.row * a.max_pages + key / a.page_size], 0, a.pages - 1);
+    const int64_t at = (page * a.kv_heads + task.head) * a.page_size + slot;
+    const int count = std::min(a.page_size - slot, to - key);
+    segments[n++] = {key - from,
+                     count,
+                     static_cast<const KV*>(a.k) + at * a.head_dim,
+                     static_cast<const KV*>(a.v) + at * a.head_dim,
+                     a.k_scale != nullptr ? a.k_scale + at : nullptr,
+                     a.v_scale != nullptr ? a.v_scale + at : nullptr};
+    key += count;
+  }
+  return n;
+}
+
+// Softmax of one query over one tile: scores become weights, and the query's running state is brought up to date.
+inline void Weigh(const Attention& a, float* scores, float* out, float& peak, float& total, int low, int high) {
+  __m512 s[4];
+  __mmask16 seen[4];
+  __m512 most = _mm512_set1_ps(kNothing);
+  for (int j = 0; j < 4; ++j) {
+    const int first = std::clamp(low - 16 * j, 0, 16), last = std::clamp(high - 16 * j, 0, 16);
+    seen[j] = static_cast<__mmask16>(((1u << last) - 1) & ~((1u << first) - 1));
+    s[j] = _mm512_loadu_ps(scores + 16 * j);
+    if (a.soft_cap > 0) s[j] = SoftCap(s[j], a.soft_cap);
+    most = _mm512_mask_max_ps(most, seen[j], most, s[j]);
+  }
+  const float new_peak = std::max(peak, _mm512_reduce_max_ps(most));
+  const float base = new_peak == kNothing ? 0.0f : new_peak;
+  __m512 sum = _mm512_setzero_ps();
+  for (int j = 0; j < 4; ++j) {
+    const __m512 w = _mm512_maskz_mov_ps(seen[j], Exp(_mm512_sub_ps(s[j], _mm512_set1_ps(base))));
+    _mm512_storeu_ps(scores + 16 * j, w);
+    sum = _mm512_add_ps(sum, w);
+  }
+  if (new_peak != peak) {
+    const float decay = std::exp(peak - base);
+    total *= decay;
+    const __m512 factor = _mm512_set1_ps(decay);
+    for (int d = 0; d < a.head_dim; d += 16) _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), factor));
+    peak = new_peak;
+  }
+  total += _mm512_reduce_add_ps(sum);
+}
+
+template <typename KV>
+void AttendTile(const Attention& a, const Task& task, int from, int to, Scratch& x) {
+  Segment<KV> segments[kTile];
+  const int n = Segments(a, task, from, to, segments);
+  for (int i = 0; i < n; ++i) PackKeys(segments[i], a.head_dim, x.keys);
+  const int rows = task.count * a.group;
+  Rows<4, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim);
+  for (int i = 0; i < rows; ++i) {
+    const int position = task.position + i / a.group;
+    const int low = a.window > 0 ? position - a.window + 1 - from : 0;
+    Weigh(a, x.scores + i * kTile, x.out + i * a.head_dim, x.peak[i], x.total[i], low, std::min(position + 1, to) - from);
+  }
+  for (int i = 0; i < n; ++i) {
+    const Segment<KV>& s = segments[i];
+    const float* values;
+    if constexpr (std::is_same_v<KV, float>) {
+      values = s.v;
+    } else {
+      WidenValues(s, a.head_dim, x.values);
+      values = x.values + s.offset * a.head_dim;
+    }
+    AddProduct(x.scores + s.offset, kTile, values, a.head_dim, x.out, a.head_dim, rows, s.count, a.head_dim);
+  }
+}
+
+template <typename Q, typename KV>
+void Attend(const Attention& a, const Task& task) {
+  thread_local std::unique_ptr<Scratch> scratch = std::make_unique<Scratch>();
+  Scratch& x = *scratch;
+  const int rows = task.count * a.group, dim = a.head_dim;
+  const auto at = [&](int i) {  // where query row i lives in q and out, in heads
+    return int64_t{task.first + i / a.group} * a.q_heads + task.head * a.group + i % a.group;
+  };
+  const __m512 scale = _mm512_set1_ps(a.scale);
+  for (int i = 0; i < rows; ++i) {
+    const Q* q = static_cast<const Q*>(a.q) + at(i) * dim;
+    for (int d = 0; d < dim; d += 16) {
+      _mm512_storeu_ps(x.q + i * dim + d, _mm512_mul_ps(Load16(q + d), scale));
+      _mm512_storeu_ps(x.out + i * dim + d, _mm512_setzero_ps());
+    }
+    x.peak[i] = kNothing;
+    x.total[i] = 0;
+  }
+  const int stop = task.position + task.count;
+  const int begin = a.window > 0 ? std::max(0, task.position - a.window + 1) / kTile * kTile : 0;
+  for (int from = begin; from < stop; from += kTile) {
+    if (from + kTile < stop) {
+      Segment<KV> next[kTile];
+      const int n = Segments(a, task, from + kTile, std::min(from + 2 * kTile, stop), next);
+      for (int i = 0; i < n; ++i) {
+        Prefetch(next[i].k, next[i].count, dim);
+        Prefetch(next[i].v, next[i].count, dim);
+      }
+    }
+    AttendTile<KV>(a, task, from, std::min(from + kTile, stop), x);
+  }
+  for (int i = 0; i < rows; ++i) {
+    const float total = x.total[i];
+    const __m512 norm = _mm512_set1_ps(total > 0 ? 1.0f / total : 0.0f);
+    Q* out = static_cast<Q*>(a.out) + at(i) * dim;
+    for (int d = 0; d < dim; d += 16) Store16(out + d, _mm512_mul_ps(_mm512_loadu_ps(x.out + i * dim + d), norm));
+    a.lse[at(i)] = total > 0 ? x.peak[i] + std::log(total) : kNothing;
+  }
+}
+
+// ---- running on XLA's threads --------------------------------------------------------------------------------------
+
+// Calls body(0) ... body(count - 1), in the caller and in up to `threads - 1` others. The caller works too and waits
+// only for calls that have begun, so it cannot deadlock in a pool whose other threads are busy.
+void ParallelFor(ffi::ThreadPool& pool, int threads, int count, std::function<void(int)> body) {
+  struct State {
+    std::function<void(int)> body;
+    std::atomic<int> next{0};
+    std::mutex mutex;
+    std::condition_variable done;
+    int count, finished = 0;
+  };
+  auto state = std::make_shared<State>();
+  state->body = std::move(body);
+  state->count = count;
+  const auto work = [state] {
+    int finished = 0;
+    for (int i; (i = state->next.fetch_add(1)) < state->count; ++finished) state->body(i);
+    if (finished == 0) return;
+    std::lock_guard<std::mutex> lock(state->mutex);
+    state->finished += finished;
+    if (state->finished == state->count) state->done.notify_one();
+  };
+  for (int t = 1; t < std::min(threads, count); ++t) {
+    auto helper = work;
+    pool.Schedule(std::move(helper));
+  }
+  work();
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->done.wait(lock, [&] { return state->finished == state->count; });
+}
+
+std::vector<Task> Tasks(const Attention& a) {
+  const int most = std::max(1, kMaxRows / a.group);
+  std::vector<Task> tasks;
+  for (int row = 0; row < a.rows; ++row) {
+    const int start = a.starts[row], stop = std::min<int64_t>(a.starts[row + 1], a.tokens);
+    for (int first = start; first < stop; first += most)
+      for (int head = 0; head < a.kv_heads; ++head)
+        tasks.push_back({row, head, first, std::min(most, stop - first), a.lengths[row] - a.starts[row + 1] + first});
+  }
+  // The longest first: they must not be left over at the end.
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) {
+    return int64_t{x.position + x.count} * x.count > int64_t{y.position + y.count} * y.count;
+  });
+  return tasks;
+}
+
+using Kernel = void (*)(const Attention&, const Task&);
+
+template <typename Q>
+Kernel PickKernel(ffi::DataType kv) {
+  switch (kv) {
+    case ffi::DataType::F32: return Attend<Q, float>;
+    case ffi::DataType::BF16: return Attend<Q, BF16>;
+    case ffi::DataType::F16: return Attend<Q, F16>;
+    case ffi::DataType::S8: return Attend<Q, int8_t>;
+    case ffi::DataType::F8E4M3FN: return Attend<Q, F8E4M3>;
+    case ffi::DataType::F8E5M2: return Attend<Q, F8E5M2>;
+    default: return nullptr;
+  }
+}
+
+Kernel PickKernel(ffi::DataType q, ffi::DataType kv) {
+  switch (q) {
+    case ffi::DataType::F32: return PickKernel<float>(kv);
+    case ffi::DataType::BF16: return PickKernel<BF16>(kv);
+    case ffi::DataType::F16: return PickKernel<F16>(kv);
+    default: return nullptr;
+  }
+}
+
+ffi::Error PagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                          ffi::Buffer<ffi::F32> k_scale, ffi::Buffer<ffi::F32> v_scale,
+                          ffi::Buffer<ffi::S32> table, ffi::Buffer<ffi::S32> lengths, ffi::Buffer<ffi::S32> starts,
+                          ffi::Result<ffi::AnyBuffer> out, ffi::Result<ffi::Buffer<ffi::F32>> lse, float scale,
+                          float soft_cap, int32_t window) {
+  const auto qd = q.dimensions(), kd = k.dimensions(), td = table.dimensions();
+  Attention a;
+  a.tokens = qd[0], a.q_heads = qd[1], a.head_dim = qd[2];
+  a.pages = kd[0], a.kv_heads = kd[1], a.page_size = kd[2];
+  a.rows = td[0], a.max_pages = td[1], a.group = a.q_heads / a.kv_heads;
+  a.scale = scale, a.soft_cap = soft_cap, a.window = window;
+  a.q = q.untyped_data(), a.k = k.untyped_data(), a.v = v.untyped_data();
+  a.k_scale = k_scale.element_count() ? k_scale.typed_data() : nullptr;
+  a.v_scale = v_scale.element_count() ? v_scale.typed_data() : nullptr;
+  a.table = table.typed_data(), a.lengths = lengths.typed_data(), a.starts = starts.typed_data();
+  a.out = out->untyped_data(), a.lse = lse->typed_data();
+
+  const Kernel kernel = PickKernel(q.element_type(), k.element_type());
+  if (kernel == nullptr) return ffi::Error::InvalidArgument("paged attention: unsupported dtype");
+  if (a.head_dim % 16 || a.head_dim > kMaxHeadDim || a.page_size % 16 || a.group > kMaxRows)
+    return ffi::Error::InvalidArgument("paged attention: unsupported shape");
+  int64_t keys = 0;
+  for (int row = 0; row < a.rows; ++row) {
+    keys += int64_t{a.lengths[row]} * std::max(0, a.starts[row + 1] - a.starts[row]);
+    if (a.starts[row] < 0 || a.starts[row + 1] < a.starts[row] || a.lengths[row] > a.max_pages * a.page_size)
+      return ffi::Error::InvalidArgument("paged attention: query_starts decrease, or a length exceeds its page table");
+  }
+  const int64_t owned = std::min<int64_t>(a.starts[a.rows], a.tokens);
+  std::memset(static_cast<char*>(a.out) + owned * (out->size_bytes() / std::max<int64_t>(a.tokens, 1)), 0,
+              (a.tokens - owned) * (out->size_bytes() / std::max<int64_t>(a.tokens, 1)));
+  std::fill(a.lse + owned * a.q_heads, a.lse + a.tokens * a.q_heads, kNothing);
+
+  const std::vector<Task> tasks = Tasks(a);
+  // Waking a thread costs some microseconds: not for less than about 50 microseconds of work.
+  const int threads = keys * a.q_heads * a.head_dim > (1 << 20) ? pool.num_threads() : 1;
+  ParallelFor(pool, threads, tasks.size(), [&](int i) { kernel(a, tasks[i]); });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HalfmoonPagedAttention, PagedAttention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("soft_cap")
+                                  .Attr<int32_t>("window"));
+
+// ---- KV write ------------------------------------------------------------------------------------------------------
+
+// pool [pages, kv_heads, page_size, ...] and x [tokens, kv_heads, ...] of one dtype; the result aliases the pool.
+ffi::Error Write(ffi::AnyBuffer pool, ffi::AnyBuffer x, const int32_t* slots, ffi::Result<ffi::AnyBuffer>& result) {
+  const auto pd = pool.dimensions(), xd = x.dimensions();
+  const int64_t pages = pd[0], heads = pd[1], page_size = pd[2];
+  char* base = static_cast<char*>(result->untyped_data());
+  if (base != pool.untyped_data()) return ffi::Error::Internal("KV write: the pool was not aliased");
+  const size_t bytes = pool.size_bytes() / std::max<int64_t>(pages * heads * page_size, 1);
+  const char* from = static_cast<const char*>(x.untyped_data());
+  for (int64_t t = 0; t < xd[0]; ++t) {
+    const int64_t slot = slots[t];
+    if (slot < 0 || slot >= pages * page_size) continue;
+    const int64_t page = slot / page_size, offset = slot % page_size;
+    for (int64_t h = 0; h < heads; ++h)
+      std::memcpy(base + ((page * heads + h) * page_size + offset) * bytes, from + (t * heads + h) * bytes, bytes);
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error WriteKV(ffi::AnyBuffer cache_k, ffi::AnyBuffer cache_v, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                   ffi::Buffer<ffi::S32> slots, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v) {
+  ffi::Error error = Write(cache_k, k, slots.typed_data(), new_k);
+  return error.failure() ? error : Write(cache_v, v, slots.typed_data(), new_v);
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HalfmoonWriteKV, WriteKV,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+
+}  // namespace

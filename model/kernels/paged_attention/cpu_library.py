@@ -1,0 +1,94 @@
+"""Builds `cpu_kernels.cc` on first use and registers its handlers with XLA.
+
+The library is compiled with the machine's g++ against the headers of the installed jaxlib, whose FFI is versioned, and
+kept in `$XDG_CACHE_HOME/halfmoon` (default `~/.cache/halfmoon`) under a name made of everything it depends on.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+
+import jax
+import jaxlib.version
+
+_logger = logging.getLogger(__name__)
+
+_SOURCE = pathlib.Path(__file__).with_name("cpu_kernels.cc")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+_NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_HANDLERS = {
+    "halfmoon_paged_attention": "HalfmoonPagedAttention",
+    "halfmoon_write_kv": "HalfmoonWriteKV",
+}
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """None once the kernels are built and registered; else why they cannot be, which is also logged, once."""
+    try:
+        _register(_build())
+    except LibraryUnavailable as error:
+        _logger.warning("CPU kernels are not available, XLA does their work more slowly: %s", error)
+        return str(error)
+    return None
+
+
+class LibraryUnavailable(Exception):
+    """This machine cannot build or load the CPU kernels."""
+
+
+def _build() -> pathlib.Path:
+    """The path of the compiled library."""
+    flags = _cpu_flags()
+    if missing := sorted(_NEEDS - flags):
+        raise LibraryUnavailable(f"the CPU lacks {', '.join(missing)}.")
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if not compiler:
+        raise LibraryUnavailable("no g++ was found; install it, or name another compiler in CXX.")
+    source = _SOURCE.read_bytes()
+    about = [jaxlib.version.__version__, compiler, *_FLAGS, *sorted(flags)]
+    digest = hashlib.sha256(source + "\n".join(about).encode()).hexdigest()[:24]
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "halfmoon"
+    path = cache / f"cpu_kernels-{digest}.so"
+    if path.exists():
+        return path
+    _logger.info("building the CPU kernels into %s (some seconds, once)", path)
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            built = pathlib.Path(folder) / path.name
+            command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(built)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+            if done.returncode:
+                raise LibraryUnavailable(f"{compiler} failed: {done.stderr.strip()[-800:]}")
+            built.replace(path)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LibraryUnavailable(f"building into {cache} failed: {error}") from error
+    return path
+
+
+def _register(path: pathlib.Path) -> None:
+    # A library that XLA refuses breaks the whole CPU backend unless that exists already.
+    jax.local_devices(backend="cpu")
+    try:
+        library = ctypes.CDLL(str(path))
+        for target, symbol in _HANDLERS.items():
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+    except (OSError, AttributeError, jax.errors.JaxRuntimeError) as error:
+        raise LibraryUnavailable(f"{path} does not load: {error}") from error
+
+
+def _cpu_flags() -> set[str]:
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise LibraryUnavailable(f"they need x86-64 Linux, this is {platform.machine()} {platform.system()}.")
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
