@@ -34,13 +34,13 @@ def unavailable() -> str | None:
     """None once the kernels are built and registered; else why they cannot be, which is also logged, once."""
     try:
         _register(_build())
-    except LibraryUnavailable as error:
+    except UnavailableError as error:
         _logger.warning("CPU kernels are not available, XLA does their work more slowly: %s", error)
         return str(error)
     return None
 
 
-class LibraryUnavailable(Exception):
+class UnavailableError(Exception):
     """This machine cannot build or load the CPU kernels."""
 
 
@@ -48,10 +48,10 @@ def _build() -> pathlib.Path:
     """The path of the compiled library."""
     flags = _cpu_flags()
     if missing := sorted(_NEEDS - flags):
-        raise LibraryUnavailable(f"the CPU lacks {', '.join(missing)}.")
+        raise UnavailableError(f"the CPU lacks {', '.join(missing)}.")
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if not compiler:
-        raise LibraryUnavailable("no g++ was found; install it, or name another compiler in CXX.")
+        raise UnavailableError("no g++ was found; install it, or name another compiler in CXX.")
     source = _SOURCE.read_bytes()
     about = [jaxlib.version.__version__, compiler, *_FLAGS, *sorted(flags)]
     digest = hashlib.sha256(source + "\n".join(about).encode()).hexdigest()[:24]
@@ -67,10 +67,10 @@ def _build() -> pathlib.Path:
             command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(built)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
             if done.returncode:
-                raise LibraryUnavailable(f"{compiler} failed: {done.stderr.strip()[-800:]}")
+                raise UnavailableError(f"{compiler} failed: {done.stderr.strip()[-800:]}")
             built.replace(path)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LibraryUnavailable(f"building into {cache} failed: {error}") from error
+        raise UnavailableError(f"building into {cache} failed: {error}") from error
     return path
 
 
@@ -82,12 +82,12 @@ def _register(path: pathlib.Path) -> None:
         for target, symbol in _HANDLERS.items():
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     except (OSError, AttributeError, jax.errors.JaxRuntimeError) as error:
-        raise LibraryUnavailable(f"{path} does not load: {error}") from error
+        raise UnavailableError(f"{path} does not load: {error}") from error
 
 
 def _cpu_flags() -> set[str]:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise LibraryUnavailable(f"they need x86-64 Linux, this is {platform.machine()} {platform.system()}.")
+        raise UnavailableError(f"they need x86-64 Linux, this is {platform.machine()} {platform.system()}.")
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("flags"):
             return set(line.split(":", 1)[1].split())
