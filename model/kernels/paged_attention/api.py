@@ -1,12 +1,14 @@
 """Paged attention and the KV write, over whichever backend fits the device."""
 
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from model.kernels.paged_attention import cpu_ffi, cpu_library, reference, xla
-from model.kernels.paged_attention.problem import KVPool, Problem, Ragged, pools_of, problem_of
+from model.kernels.paged_attention.problem import KVPool, Pools, Problem, Ragged, pools_of, problem_of
 
 _BACKENDS: dict[str, types.ModuleType] = {"cpu_ffi": cpu_ffi, "xla": xla, "reference": reference}
 IMPLEMENTATIONS = tuple(_BACKENDS)
@@ -65,7 +67,7 @@ def paged_attention(
         sliding_window=sliding_window,
         soft_cap=soft_cap,
     )
-    out, lse = _backend(problem, implementation).attend(problem, q, pools, ragged)
+    out, lse = _attend(problem, implementation, q, pools, ragged)
     return (out, lse) if return_lse else out
 
 
@@ -85,31 +87,45 @@ def write_kv(
       The two pools.
     """
     k, v = k.astype(cache_k.dtype), v.astype(cache_v.dtype)
-    if cpu_library.unavailable() is None:
-        return cpu_ffi.write_kv(cache_k, cache_v, k, v, slots)
-    return _scatter(cache_k, k, slots), _scatter(cache_v, v, slots)
+    for name, x, pool in (("k", k, cache_k), ("v", v, cache_v)):
+        if x.shape != (slots.shape[0], pool.shape[1], pool.shape[3]):
+            expected = [slots.shape[0], pool.shape[1], pool.shape[3]]
+            raise ValueError(f"`{name}` is {list(x.shape)}; for these slots and pools it must be {expected}.")
+    on_cpu = cpu_ffi.write_kv if cpu_library.unavailable() is None else _scatter
+    return _by_platform(cache_k, cache_v, k, v, slots, cpu=on_cpu, default=_scatter)
 
 
-def _scatter(pool: jax.Array, x: jax.Array, slots: jax.Array) -> jax.Array:
-    """Row-flattened scatter: of XLA's spellings, the one that copies the pool on no platform inside a layer loop."""
-    pages, kv_heads, page_size, head_dim = pool.shape
-    if x.shape != (slots.shape[0], kv_heads, head_dim):
-        raise ValueError(f"`k` or `v` is {list(x.shape)}; it must be {[slots.shape[0], kv_heads, head_dim]}.")
+def _scatter(
+    cache_k: jax.Array, cache_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Row-flattened scatter: of XLA's spellings, the one that copies the pool on no accelerator inside a layer loop."""
+    pages, kv_heads, page_size, head_dim = cache_k.shape
     page, offset = slots // page_size, slots % page_size
     rows = (page[:, None] * kv_heads + jnp.arange(kv_heads)[None, :]) * page_size + offset[:, None]
-    rows = jnp.where(slots[:, None] < 0, pages * kv_heads * page_size, rows)
-    flat = pool.reshape(-1, head_dim)
-    written = flat.at[rows.reshape(-1)].set(x.reshape(-1, head_dim).astype(pool.dtype), mode="drop")
-    return written.reshape(pool.shape)
+    rows = jnp.where(slots[:, None] < 0, pages * kv_heads * page_size, rows).reshape(-1)
+
+    def write(pool, x):
+        return pool.reshape(-1, head_dim).at[rows].set(x.reshape(-1, head_dim), mode="drop").reshape(pool.shape)
+
+    return write(cache_k, k), write(cache_v, v)
 
 
-def _backend(problem: Problem, implementation: str | None) -> types.ModuleType:
+def _by_platform(*operands, cpu, default):
+    """The function for the platform that the call is compiled for."""
+    if jax.default_backend() == "cpu":
+        return cpu(*operands)
+    return lax.platform_dependent(*operands, cpu=cpu, default=default)
+
+
+def _attend(problem: Problem, implementation: str | None, q: jax.Array, pools: Pools, ragged: Ragged):
     if implementation is None:
-        return xla if cpu_ffi.unsupported(problem) else cpu_ffi
+        on_cpu = xla if cpu_ffi.unsupported(problem) else cpu_ffi
+        by_platform = {"cpu": on_cpu.attend, "default": xla.attend}
+        return _by_platform(q, pools, ragged, **{name: partial(run, problem) for name, run in by_platform.items()})
     if implementation not in _BACKENDS:
         raise ValueError(f"`implementation` is {implementation!r}; it must be one of {IMPLEMENTATIONS} or None.")
     if _BACKENDS[implementation].unsupported(problem) is not None:
         reasons = {name: backend.unsupported(problem) or "takes it" for name, backend in _BACKENDS.items()}
         lines = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
         raise NotImplementedError(f"`implementation={implementation!r}` does not take this case:{lines}")
-    return _BACKENDS[implementation]
+    return _BACKENDS[implementation].attend(problem, q, pools, ragged)

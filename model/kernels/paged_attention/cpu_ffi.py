@@ -37,17 +37,21 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
     operands = vary_alike(q, pools.k, pools.v, *scales, *ragged)
     out = result_type(q.shape, q.dtype, like=operands[0])
     lse = result_type(q.shape[:2], jnp.float32, like=operands[0])
-    return jax.ffi.ffi_call("halfmoon_paged_attention", (out, lse))(
+    out, lse = jax.ffi.ffi_call("halfmoon_paged_attention", (out, lse))(
         *operands,
         scale=np.float32(problem.scale),
         soft_cap=np.float32(problem.soft_cap or 0.0),
         window=np.int32(problem.sliding_window or 0),
     )
+    return out, lse
 
 
-def write_kv(pool_k: jax.Array, pool_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array):
+def write_kv(
+    pool_k: jax.Array, pool_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Writes rows `k`, `v` `[tokens, kv_heads, ...]` of the pools' dtype at `slots`; in place if donated."""
     operands = vary_alike(pool_k, pool_v, k, v, slots)
     results = tuple(result_type(pool.shape, pool.dtype, like=pool) for pool in operands[:2])
     call = jax.ffi.ffi_call("halfmoon_write_kv", results, input_output_aliases={0: 0, 1: 1})
-    return call(*operands)
+    written_k, written_v = call(*operands)
+    return written_k, written_v
