@@ -1,0 +1,56 @@
+"""Lamina's tables and figures, the paper's numbers beside ours: `python -m experiments.lamina_paper --table=all`."""
+
+import dataclasses
+import pathlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from attention_offload.errors import OffloadError
+from attention_offload.paper.comparison import PaperTable
+from attention_offload.paper.tables import NAMES, paper_table
+from experiments.common.flags import SEED, out_folder
+from experiments.common.plots import save_curves
+from experiments.common.results import print_table, start_meta, write_result
+
+TABLES = flags.DEFINE_list("table", ["all"], f"Which to compute: all, or some of {', '.join(NAMES)}.")
+
+
+def _save_plots(out: pathlib.Path, table: PaperTable) -> None:
+    figures: dict[str, dict[str, list[tuple[Any, float]]]] = defaultdict(lambda: defaultdict(list))
+    names = {}
+    for point in table.curves:
+        figures[point["figure"]][point["series"]].append((point["x"], point["y"]))
+        names[point["figure"]] = point["x_name"], point["y_name"]
+    for figure, series in figures.items():
+        save_curves(out / f"{figure}.png", table.title, *names[figure], series)
+
+
+def _rows(name: str, table: PaperTable) -> Sequence[Mapping[str, Any]]:
+    return [{"table": name} | dataclasses.asdict(comparison) for comparison in table.comparisons]
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; use --table=.")
+    out = out_folder("lamina_paper")
+    meta = start_meta({"table": TABLES.value}, SEED.value)
+    rows, curves = [], []
+    for name in NAMES if TABLES.value == ["all"] else TABLES.value:
+        try:
+            table = paper_table(name, {})
+        except OffloadError as error:
+            raise app.UsageError(str(error)) from error
+        rows += _rows(name, table)
+        curves += table.curves
+        print_table([dataclasses.asdict(comparison) for comparison in table.comparisons], table.title)
+        _save_plots(out, table)
+    verdicts = Counter(row["verdict"] for row in rows)
+    print_table([{"verdict": verdict, "items": count} for verdict, count in verdicts.items()], "Totals")
+    write_result(out, meta, rows, {"verdicts": verdicts, "curves": curves})
+
+
+if __name__ == "__main__":
+    app.run(main)
