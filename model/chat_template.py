@@ -1,0 +1,64 @@
+"""Chat templates: the Jinja text that a checkpoint brings to turn messages into one prompt, run in a sandbox."""
+
+import datetime
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+
+class ChatTemplateError(ValueError):
+    """A missing or broken chat template, or messages that it refuses."""
+
+
+def find_chat_template(folder: pathlib.Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """The template of an HF folder: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # several under names, as some HF folders have them
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+class ChatTemplate:
+    """One compiled template, with the names that templates written for HF transformers expect."""
+
+    def __init__(self, source: str) -> None:
+        """Raises ChatTemplateError where `source` is not Jinja."""
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        names = {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+        try:
+            self._template = environment.from_string(source, globals=names)
+        except jinja2.TemplateSyntaxError as error:
+            raise ChatTemplateError(
+                f"The chat template cannot be read: line {error.lineno}: {error.message}."
+            ) from error
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt for `messages`, each with `role` and `content`, open for the assistant's answer.
+
+        Raises ChatTemplateError where the template refuses the messages, with its reason.
+        """
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ChatTemplateError(f"The chat template refused the messages: {error}.") from error

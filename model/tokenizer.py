@@ -1,0 +1,198 @@
+"""Text to token ids and back: a checkpoint's `tokenizer.json`, streaming detokenisation, stop strings."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from model.chat_template import ChatTemplate, ChatTemplateError, find_chat_template
+
+# What a decoder writes for bytes that are not, or not yet, a character.
+_REPLACEMENT = "\ufffd"
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+
+
+def _special_token(value: str | Mapping[str, Any] | None) -> str | None:
+    """A special token of `tokenizer_config.json`: the text itself, or an object that holds it."""
+    return value["content"] if isinstance(value, Mapping) else value
+
+
+class Tokenizer:
+    """The tokenizer of one checkpoint.
+
+    Attributes:
+        eos_ids: ids that end a text, from `generation_config.json`, else `config.json`, else `tokenizer_config.json`.
+        vocab_size: number of token ids, special ones included.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        eos_ids: Sequence[int] = (),
+        chat_template: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._chat_template = ChatTemplate(chat_template) if chat_template else None
+        self._template_variables = dict(template_variables or {})
+        self.special_ids = frozenset(id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        self.eos_ids = tuple(eos_ids)
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str]) -> "Tokenizer":
+        """Reads an HF folder. Raises FileNotFoundError without a `tokenizer.json`, ValueError where it is broken."""
+        folder = pathlib.Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist: the folder needs a `tokenizer.json`. One made from other tokenizer files "
+                "comes out of `transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`."
+            )
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path} is not a tokenizer of the `tokenizers` library: {error}.") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        config = _read_json(folder / "tokenizer_config.json")
+        special = {
+            name: _special_token(config.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        }
+        eos_ids: Any = None
+        for name in ("generation_config.json", "config.json"):
+            eos_ids = _read_json(folder / name).get("eos_token_id") if eos_ids is None else eos_ids
+        if eos_ids is None and special["eos_token"] is not None:
+            eos_ids = tokenizer.token_to_id(special["eos_token"])
+        return cls(
+            tokenizer,
+            eos_ids=[eos_ids] if isinstance(eos_ids, int) else eos_ids or (),
+            chat_template=find_chat_template(folder, config),
+            template_variables={name: token or "" for name, token in special.items()},
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Raises ValueError for a text that is not Unicode (a lone surrogate)."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The text has a lone surrogate at character {error.start}; send valid Unicode."
+            ) from error
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; bytes that are no character become U+FFFD."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` can be called."""
+        return self._chat_template is not None
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """Token ids of the prompt that the checkpoint's template makes of `messages`.
+
+        Args:
+            messages: each with `role` and `content`, oldest first.
+            add_generation_prompt: open the assistant's answer at the end.
+            **variables: further names that the template may read, such as `tools`.
+
+        Raises:
+            ChatTemplateError: the checkpoint has no template, or the template refuses the messages.
+        """
+        if self._chat_template is None:
+            raise ChatTemplateError("This checkpoint has no chat template; send a plain prompt for completion instead.")
+        variables = self._template_variables | variables
+        text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return self.encode(text, add_special_tokens=False)  # the template writes them itself
+
+
+class StreamDecoder:
+    """Turns the token ids of one answer into text, a piece at a time, never half a character.
+
+    The pieces joined are what `Tokenizer.decode` gives for all ids at once, whatever bytes a byte-level vocabulary
+    yields. (A decoder with byte fallback takes a whole run of bytes back if one of them is wrong; text that went out
+    stays.) Special tokens have no text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # A decoder may treat the first token of a text apart, so new ids are decoded after those of the last piece.
+        self._context: list[int] = []
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Text that `token_id` completes; empty while its last character is incomplete."""
+        if token_id in self._tokenizer.special_ids:
+            return ""
+        self._pending.append(token_id)
+        text = self._new_text()
+        if text.endswith(_REPLACEMENT):
+            return ""
+        self._context, self._pending = self._pending if text else self._context + self._pending, []
+        return text
+
+    def finish(self) -> str:
+        """The rest, U+FFFD where it ends inside a character."""
+        text = self._new_text()
+        self._context, self._pending = self._context + self._pending, []
+        return text
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._context)
+        after = self._tokenizer.decode(self._context + self._pending)
+        return after[len(before) :] if after.startswith(before) else self._tokenizer.decode(self._pending)
+
+
+class StopStrings:
+    """Finds the first stop string of a streamed text and holds back whatever may yet become one.
+
+    The string that is complete first wins, the longest of several, so the cut does not depend on the pieces.
+
+    Attributes:
+        matched: the stop string found, or None.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """Text that is safe to show; check `matched` afterwards: nothing follows once it is set."""
+        if self.matched is not None:
+            return ""
+        held = self._held + text
+        found = [(held.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in held]
+        if found:
+            end, _, self.matched = min(found)
+            self._held = ""
+            return held[: end - len(self.matched)]
+        keep = max((self._overlap(held, stop) for stop in self._stops), default=0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def finish(self) -> str:
+        """What was held back, at the end of a text that no stop string ended."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that begins `stop`."""
+        return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,0 +1,1 @@
+"""Training and evaluation of a language model on text that every Python installation has."""
