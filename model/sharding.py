@@ -5,11 +5,11 @@ by vocabulary. The KV cache is split by KV head, so attention needs no communica
 own heads (`shard_attend`). XLA inserts the two all-reduces per layer.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -38,20 +38,26 @@ class MeshError(ValueError):
     """A mesh cannot be made on this machine or does not fit the model."""
 
 
-def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh that a `--mesh` flag names: "tp:4", or "dp:2,tp:4"; axes left out have size 1.
-
-    Raises:
-      MeshError: for a syntax error, an unknown axis, or more devices than there are.
-    """
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Size of each of `MESH_AXES` in the text of a `--mesh` flag. Raises `MeshError` for what is not such a text."""
     sizes = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):
         name, _, size = part.strip().partition(":")
         if name not in sizes or not size.isdecimal() or int(size) < 1:
             raise MeshError(f"`{part}` of mesh `{text}` is not axis:size with an axis of {', '.join(MESH_AXES)}.")
         sizes[name] = int(size)
+    return sizes
+
+
+def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh that a `--mesh` flag names: "tp:4", or "dp:2,tp:4"; axes left out have size 1.
+
+    Raises:
+      MeshError: for a syntax error, an unknown axis, or more devices than there are.
+    """
+    sizes = mesh_sizes(text)
     devices = jax.devices() if devices is None else devices
-    count = int(np.prod(list(sizes.values())))
+    count = math.prod(sizes.values())
     if count > len(devices):
         raise MeshError(
             f"Mesh `{text}` needs {count} devices and there are {len(devices)} ({devices[0].platform}). "

@@ -3,10 +3,13 @@
 import os
 import pathlib
 
-from absl import flags
+from absl import flags, logging
 
 OUT = flags.DEFINE_string("out", None, "Folder for result.json, plots and timelines; made if it does not exist.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
+
+# absl turns INFO on where no flag says otherwise, and JAX and Orbax then narrate every step.
+flags.FLAGS.verbosity = logging.WARNING
 
 
 def out_folder(default: str) -> pathlib.Path:

@@ -3,5 +3,6 @@
 from model.checkpoints.errors import CheckpointError as CheckpointError
 from model.checkpoints.hf import load_hf as load_hf
 from model.checkpoints.hf import save_hf as save_hf
+from model.checkpoints.load import load as load
 from model.checkpoints.native import restore as restore
 from model.checkpoints.native import save as save
