@@ -71,7 +71,8 @@ class ModelRunner:
     def __init__(self, config: ModelConfig, model: Transformer, engine: EngineConfig, mesh: Mesh | None = None):
         definition, self._weights = split(shard_model(model, mesh) if mesh else model)
         dtype = engine.kv_dtype or self._weights[0].dtype
-        sharding = NamedSharding(mesh, KV_SPEC) if mesh else None
+        # Always placed explicitly: a step returns a placed pool, and the first bucket would compile once more for it.
+        sharding = NamedSharding(mesh, KV_SPEC) if mesh else self._weights[0].sharding
         self.layout = kv_layout(config, engine, dtype)
         self._cache = PagedKVCache.create(self.layout, sharding)
         self._step = jax.jit(
