@@ -1,0 +1,252 @@
+"""Bodies of requests: OpenAI's fields, and vLLM's further ones under vLLM's names.
+
+Types are strict: a number in quotes is an error, not a number. Fields that would change the answer and are not
+supported are refused; any other unknown field is ignored.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from model.sampling_params import SamplingParams, SamplingParamsError
+from serving.api.errors import invalid
+
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 16
+
+# Field -> the values that ask for nothing.
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "allowed_token_ids": (None, []),
+    "audio": (None,),
+    "bad_words": (None, []),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "length_penalty": (None, 1),
+    "modalities": (None, ["text"]),
+    "prompt_embeds": (None,),
+    "prompt_logprobs": (None,),
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": (None,),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "truncate_prompt_tokens": (None,),
+    "use_beam_search": (None, False),
+}
+
+
+def _prompt_kind(prompt: object) -> str | None:
+    if isinstance(prompt, str):
+        return "a text"
+    if not isinstance(prompt, list):
+        return None
+    first = prompt[0] if prompt else ""
+    return "texts" if isinstance(first, str) else "lists of token ids" if isinstance(first, list) else "token ids"
+
+
+def _text_or_list_kind(value: object) -> str | None:
+    return "a text" if isinstance(value, str) else "a list" if isinstance(value, list) else None
+
+
+# A union is decided by its first member: one message about what is wrong, not one for every type that it is not.
+_Prompt = Annotated[
+    Annotated[str, Tag("a text")]
+    | Annotated[list[str], Tag("texts")]
+    | Annotated[list[int], Tag("token ids")]
+    | Annotated[list[list[int]], Tag("lists of token ids")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="Input should be a string, a list of strings, token ids, or a list of lists of token ids",
+    ),
+]
+_TEXT_OR_LIST = Discriminator(
+    _text_or_list_kind,
+    custom_error_type="text_or_list_type",
+    custom_error_message="Input should be a string or a list",
+)
+_Stop = Annotated[
+    Annotated[str, Tag("a text")] | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS), Tag("a list")],
+    _TEXT_OR_LIST,
+]
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries beside the text."""
+
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class GenerationBody(BaseModel):
+    """What completions and chat completions have in common; `None` is the default of the field."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: _Stop | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    best_of: int | None = None
+
+    priority: int = 0
+    cache_salt: str = ""
+
+    @property
+    def choices(self) -> int:
+        """Choices per prompt."""
+        return self.n or 1
+
+    def refuse_unsupported(self) -> None:
+        """Raises ApiError if a field asks for something that this server cannot do."""
+        for name, value in (self.model_extra or {}).items():
+            if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
+                raise invalid(f"`{name}` is not supported by this server; leave it out.", name)
+        if self.best_of is not None and self.best_of != self.choices:
+            raise invalid(
+                f"`best_of` is {self.best_of}; only the value of `n`, {self.choices}, is supported.", "best_of"
+            )
+        if self.stream_options is not None and not self.stream:
+            raise invalid("`stream_options` needs `stream` to be true.", "stream_options")
+
+    def sampling_params(self, max_tokens: int, logprobs: int | None, vocab_size: int) -> SamplingParams:
+        """How to sample, for at most `max_tokens` tokens. Raises ApiError for a value out of its range."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        chosen: dict[str, Any] = {
+            "temperature": self.temperature,
+            # vLLM writes "all tokens" as -1 too.
+            "top_k": 0 if self.top_k == -1 else self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "logit_bias": None if self.logit_bias is None else _biases(self.logit_bias),
+            "seed": self.seed,
+            "logprobs": logprobs,
+            "stop": None if stop is None else tuple(stop),
+            "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
+            "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+            "max_tokens": max_tokens,
+        }
+        try:
+            params = SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
+            params.check_vocabulary(vocab_size)
+        except SamplingParamsError as error:
+            raise invalid(str(error), error.parameter) from error
+        return params
+
+
+def _biases(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    """JSON's keys are strings; OpenAI sends token ids in them."""
+    for token in biases:
+        if not token.isdecimal():
+            raise invalid(f'`logit_bias` has the key {token!r}: its keys are token ids, such as "42".', "logit_bias")
+    return tuple((int(token), bias) for token, bias in biases.items())
+
+
+class CompletionBody(GenerationBody):
+    """Body of `POST /v1/completions`."""
+
+    prompt: _Prompt
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+    add_special_tokens: bool = True
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, each a text or token ids. Raises ApiError if there is none."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if not prompt:
+            raise invalid("`prompt` is an empty list; send at least one prompt.", "prompt")
+        return [prompt] if isinstance(prompt[0], int) else prompt  # pyrefly: ignore[bad-return]
+
+
+class ContentPart(BaseModel):
+    """One part of a message; only text is understood."""
+
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message of a chat; what else it holds goes to the chat template as it is."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: str
+    content: (
+        Annotated[Annotated[str, Tag("a text")] | Annotated[list[ContentPart], Tag("a list")], _TEXT_OR_LIST] | None
+    ) = None
+
+    def for_template(self) -> dict[str, Any]:
+        """The message with its content as one string, which is what chat templates read."""
+        parts = self.content
+        content = "".join(part.text for part in parts) if isinstance(parts, list) else parts or ""
+        return {**(self.model_extra or {}), "role": self.role, "content": content}
+
+
+class ChatBody(GenerationBody):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def logprobs_wanted(self) -> int | None:
+        """Alternatives per token; `None` without log-probabilities. Raises ApiError if the two fields disagree."""
+        if not self.logprobs:
+            if self.top_logprobs:
+                raise invalid("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
+            return None
+        return self.top_logprobs or 0
+
+
+class TokenizeBody(BaseModel):
+    """Body of `POST /tokenize`: a text, or the messages of a chat."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+
+
+class DetokenizeBody(BaseModel):
+    """Body of `POST /detokenize`."""
+
+    model_config = ConfigDict(strict=True)
+
+    tokens: list[int]

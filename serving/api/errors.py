@@ -1,0 +1,117 @@
+"""Errors a client sees: an HTTP status and OpenAI's error object."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+
+class ApiError(Exception):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: HTTP status.
+        param: the field of the request at fault, where there is one.
+        code: OpenAI's machine-readable reason, where it has one (`model_not_found`, `context_length_exceeded`).
+        retry_after_s: seconds after which a retry may succeed; sent as `Retry-After`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`, as OpenAI sends it."""
+        return {"error": {"message": self.message, "type": self._type, "param": self.param, "code": self.code}}
+
+    @property
+    def _type(self) -> str:
+        if self.status == 429:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    def response(self) -> JSONResponse:
+        """This error as an answer."""
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+        return JSONResponse(self.body, self.status, headers)
+
+
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """A request that can never be served as it is."""
+    return ApiError(400, message, param=param)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answers every error of `app` in OpenAI's shape."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+
+
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [_problem(item) for item in error.errors()]
+    params = [param for param, _ in problems if param]
+    message = "; ".join(dict.fromkeys(text for _, text in problems))
+    content_type = request.headers.get("content-type", "")
+    if not params and "json" not in content_type:
+        message += f". The body must be JSON, sent with `Content-Type: application/json`, not {content_type!r}"
+    return invalid(message + ".", params[0] if params else None).response()
+
+
+def _problem(item: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The field at fault and what is wrong with it."""
+    if item["type"] == "json_invalid":
+        return None, f"The body is not JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
+    # Members of a union (`prompt` may be a string or a list) report under the name of the type tried.
+    path = [str(part) for part in item["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+    if not path:
+        return None, f"The body: {item['msg']}"
+    name = path[0]
+    value = item.get("input")
+    shown = "" if item["type"] == "missing" else f", not {_shorten(value)}"
+    return name, f"`{'.'.join(path)}`: {item['msg']}{shown}"
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = f"There is no {request.method} {request.url.path} here; the routes are listed under /docs."
+    else:
+        message = f"{request.method} {request.url.path}: {error.detail}."
+    response = ApiError(error.status_code, message).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
+    # Starlette raises the error again after this answer, so the server logs it with its traceback.
+    return ApiError(500, f"The server failed on this request: {type(error).__name__}: {error}").response()

@@ -1,0 +1,97 @@
+"""From token events to text: detokenisation, stop strings, and the end of each choice."""
+
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+
+from model.tokenizer import StopStrings, StreamDecoder, Tokenizer
+from serving.api.streams import Submission, TokenStream
+from serving.api.worker import EngineWorker
+from serving.engine.types import TokenEvent
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDelta:
+    """What one or more tokens add to a choice.
+
+    Attributes:
+        choice: index of the choice.
+        text: new text; empty while a character or a possible stop string is incomplete.
+        tokens: the tokens, in order.
+        finish_reason: `stop` or `length` with the last delta of a choice.
+        stop_reason: the stop string or the stop token id that ended it, where one did (as vLLM reports it).
+    """
+
+    choice: int
+    text: str
+    tokens: tuple[TokenEvent, ...]
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class _Choice:
+    """The text of one request so far."""
+
+    def __init__(self, index: int, stream: TokenStream, tokenizer: Tokenizer, include_stop: bool) -> None:
+        self._index = index
+        self._sampling = stream.request.sampling
+        self._include_stop = include_stop
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = StopStrings(self._sampling.stop)
+        self._tokens = 0
+        self.done = False
+
+    def push(self, event: TokenEvent) -> TextDelta:
+        self._tokens += 1
+        # The token that ended the request is no part of the text.
+        text = "" if event.finish_reason == "stop" else self._decoder.push(event.token)
+        if event.finish_reason is not None:
+            text += self._decoder.finish()
+        if self._tokens > self._sampling.min_tokens:
+            text = self._stops.push(text)
+        if self._stops.matched is not None:
+            self.done = True
+            text += self._stops.matched if self._include_stop else ""
+            return TextDelta(self._index, text, (event,), "stop", self._stops.matched)
+        if event.finish_reason is None:
+            return TextDelta(self._index, text, (event,))
+        self.done = True
+        stopped_by = event.token if event.token in self._sampling.stop_token_ids else None
+        stop_reason = stopped_by if event.finish_reason == "stop" else None
+        return TextDelta(self._index, text + self._stops.finish(), (event,), event.finish_reason, stop_reason)
+
+
+async def text_deltas(
+    submission: Submission, worker: EngineWorker, tokenizer: Tokenizer, *, include_stop: bool = False
+) -> AsyncIterator[TextDelta]:
+    """The text of every choice of `submission` as it comes; ends when all have ended.
+
+    A request whose stop string is complete is aborted. `include_stop` keeps that string in the text.
+    Raises EngineFailedError if the engine fails.
+    """
+    choices = {
+        stream.request.id: _Choice(index, stream, tokenizer, include_stop)
+        for index, stream in enumerate(submission.streams)
+    }
+    while not all(choice.done for choice in choices.values()):
+        arrived: dict[int, list[TextDelta]] = {}
+        for stream, event in await submission.take():
+            choice = choices[stream.request.id]
+            if choice.done:
+                continue
+            delta = choice.push(event)
+            arrived.setdefault(delta.choice, []).append(delta)
+            if choice.done:
+                worker.abort(stream, "stop")
+        for deltas in arrived.values():
+            yield joined(deltas)
+
+
+def joined(deltas: Sequence[TextDelta]) -> TextDelta:
+    """Several deltas of one choice as one."""
+    return TextDelta(
+        deltas[0].choice,
+        "".join(delta.text for delta in deltas),
+        tuple(token for delta in deltas for token in delta.tokens),
+        deltas[-1].finish_reason,
+        deltas[-1].stop_reason,
+    )

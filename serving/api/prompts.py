@@ -1,0 +1,97 @@
+"""From a request's body to the engine's requests: tokenise, check the length, spread over choices."""
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+from model.chat_template import ChatTemplateError
+from model.sampling_params import SamplingParams
+from model.tokenizer import Tokenizer
+from serving.api.bodies import ChatBody, CompletionBody, GenerationBody, Message
+from serving.api.errors import ApiError, invalid
+from serving.engine.types import Request
+
+
+async def completion_prompts(body: CompletionBody, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
+    """Token ids of every prompt of `body`. Raises ApiError for an empty prompt or an id outside the vocabulary."""
+    prompts = []
+    for index, prompt in enumerate(body.prompts()):
+        if isinstance(prompt, str):
+            prompt = await encode(tokenizer, prompt, add_special_tokens=body.add_special_tokens)
+        if not prompt:
+            raise invalid(f"Prompt {index} has no tokens; send at least one.", "prompt")
+        check_ids(prompt, vocab_size, "prompt")
+        prompts.append(prompt)
+    return prompts
+
+
+async def chat_prompt(body: ChatBody, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of the chat of `body`. Raises ApiError if the model has no chat template or it refuses the messages."""
+    variables = body.chat_template_kwargs or {}
+    return await apply_template(tokenizer, body.messages, body.add_generation_prompt, **variables)
+
+
+async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of `text`, computed off the event loop: a long text takes many milliseconds."""
+    try:
+        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    except ValueError as error:
+        raise invalid(str(error), "prompt") from error
+
+
+async def apply_template(
+    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool, **variables: object
+) -> list[int]:
+    """Token ids that the model's chat template makes of `messages`."""
+    rows = [message.for_template() for message in messages]
+    try:
+        return await asyncio.to_thread(
+            tokenizer.apply_chat_template, rows, add_generation_prompt=add_generation_prompt, **variables
+        )
+    except (ChatTemplateError, ValueError) as error:
+        raise invalid(str(error), "messages") from error
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raises ApiError if one of `ids` is not in the vocabulary."""
+    for id in ids:
+        if not 0 <= id < vocab_size:
+            raise invalid(f"`{param}` has the token id {id}; this model's ids are 0 to {vocab_size - 1}.", param)
+
+
+def check_length(prompt: Sequence[int], max_tokens: int | None, max_model_len: int, param: str) -> int:
+    """Tokens to generate at most: `max_tokens`, or all that fit. Raises ApiError with the numbers if it is too long."""
+    room = max_model_len - len(prompt)
+    asked = 1 if max_tokens is None else max_tokens
+    if asked > room:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {max_model_len} tokens, but {len(prompt) + asked} were asked for: "
+            f"{len(prompt)} in `{param}` and {asked} to generate. Shorten one of the two.",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return room if max_tokens is None else max_tokens
+
+
+def engine_requests(
+    answer_id: str,
+    body: GenerationBody,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams],
+    now_s: float,
+) -> list[Request]:
+    """One request per choice: `body.choices` for each prompt, in the order of OpenAI's indices.
+
+    A seeded request gives its further choices the seeds that follow, so that they differ and can be had again.
+    """
+    requests = []
+    for prompt, sampling in zip(prompts, params, strict=True):
+        for choice in range(body.choices):
+            chosen = sampling
+            if sampling.seed is not None:
+                chosen = dataclasses.replace(sampling, seed=sampling.seed + choice)
+            requests.append(
+                Request(f"{answer_id}-{len(requests)}", tuple(prompt), chosen, now_s, body.priority, body.cache_salt)
+            )
+    return requests

@@ -1,0 +1,151 @@
+"""Answers in OpenAI's shapes: a completion or a chat completion, whole or in chunks."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from model.tokenizer import Tokenizer
+from serving.api.generation import TextDelta
+from serving.engine.types import TokenEvent
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerHead:
+    """What every chunk of an answer repeats: its id, the time of its creation in Unix seconds, the model's name."""
+
+    id: str
+    created: int
+    model: str
+
+    def envelope(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """An answer with `choices`."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": list(choices)}
+
+
+class Renderer(Protocol):
+    """Turns the text of choices into one endpoint's JSON."""
+
+    def opening(self, choice: int) -> dict[str, Any] | None:
+        """A choice's first chunk, before any token, if the endpoint has one."""
+        ...
+
+    def chunk(self, delta: TextDelta) -> dict[str, Any]:
+        """One chunk of a stream."""
+        ...
+
+    def whole(self, choices: Sequence[TextDelta]) -> dict[str, Any]:
+        """The whole answer; each delta is all of its choice."""
+        ...
+
+    def chunk_of(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A chunk with `choices`, which may be none."""
+        ...
+
+
+class CompletionRenderer:
+    """`text_completion` objects."""
+
+    def __init__(self, head: AnswerHead, tokenizer: Tokenizer, *, logprobs: bool, echoes: Sequence[str]) -> None:
+        self._head = head
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._echoes = echoes
+        self._offsets = [len(echo) for echo in echoes]
+
+    def opening(self, choice: int) -> dict[str, Any] | None:
+        if not self._echoes[choice]:
+            return None
+        return self.chunk_of([{"index": choice, "text": self._echoes[choice], "logprobs": None, "finish_reason": None}])
+
+    def chunk(self, delta: TextDelta) -> dict[str, Any]:
+        return self.chunk_of([self._choice(delta, delta.text)])
+
+    def whole(self, choices: Sequence[TextDelta]) -> dict[str, Any]:
+        return self.chunk_of([self._choice(delta, self._echoes[delta.choice] + delta.text) for delta in choices])
+
+    def chunk_of(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self._head.envelope("text_completion", choices)
+
+    def _choice(self, delta: TextDelta, text: str) -> dict[str, Any]:
+        return {
+            "index": delta.choice,
+            "text": text,
+            "logprobs": self._token_logprobs(delta) if self._logprobs else None,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+
+    def _token_logprobs(self, delta: TextDelta) -> dict[str, list[Any]]:
+        tokens, offsets, tops = [], [], []
+        for event in delta.tokens:
+            token = token_text(self._tokenizer, event.token)
+            tokens.append(token)
+            offsets.append(self._offsets[delta.choice])
+            self._offsets[delta.choice] += len(token)
+            top = {token_text(self._tokenizer, id): _finite(logprob) for id, logprob in event.top_logprobs}
+            tops.append(top | {token: _finite(event.logprob)})
+        logprobs = [_finite(event.logprob) for event in delta.tokens]
+        return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+
+
+class ChatRenderer:
+    """`chat.completion` and `chat.completion.chunk` objects."""
+
+    def __init__(self, head: AnswerHead, tokenizer: Tokenizer, *, logprobs: bool) -> None:
+        self._head = head
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+
+    def opening(self, choice: int) -> dict[str, Any] | None:
+        delta = {"role": "assistant", "content": ""}
+        return self.chunk_of([{"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}])
+
+    def chunk(self, delta: TextDelta) -> dict[str, Any]:
+        return self.chunk_of([self._choice(delta, "delta", {"content": delta.text})])
+
+    def whole(self, choices: Sequence[TextDelta]) -> dict[str, Any]:
+        messages = [{"role": "assistant", "content": delta.text, "refusal": None} for delta in choices]
+        rendered = [self._choice(delta, "message", message) for delta, message in zip(choices, messages, strict=True)]
+        return self._head.envelope("chat.completion", rendered)
+
+    def chunk_of(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self._head.envelope("chat.completion.chunk", choices)
+
+    def _choice(self, delta: TextDelta, name: str, content: dict[str, Any]) -> dict[str, Any]:
+        logprobs = {"content": [self._token_logprob(event) for event in delta.tokens]} if self._logprobs else None
+        return {
+            "index": delta.choice,
+            name: content,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+
+    def _token_logprob(self, event: TokenEvent) -> dict[str, Any]:
+        top = [_chat_logprob(self._tokenizer, id, logprob) for id, logprob in event.top_logprobs]
+        return _chat_logprob(self._tokenizer, event.token, event.logprob) | {"top_logprobs": top}
+
+
+def _chat_logprob(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
+    text = token_text(tokenizer, token)
+    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+
+def _finite(logprob: float | None) -> float | None:
+    """JSON has no infinity: an impossible token has -9999, as with OpenAI."""
+    return None if logprob is None else max(logprob, -9999.0)
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """One token as text, special ones by name; bytes that are no character by themselves become U+FFFD."""
+    return tokenizer.decode([token], skip_special_tokens=False)
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    """OpenAI's `usage` object; `cached_tokens` of the prompts came from the prefix cache."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
