@@ -3,9 +3,12 @@
 // One task is some queries of one row on one KV head. It walks the row's keys in tiles of 64: the tile's keys are
 // transposed (and widened to float32) into a buffer in L1, scores and weighted values are two small matrix products
 // on the same microkernel, and the softmax between them is online. A decode row is the case of one query token.
+// Where the CPU has AMX, bfloat16 queries and pools take its tile products instead, without widening.
 // Reads touch exactly the keys attended: nothing past a row's length is ever loaded.
 
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -192,6 +195,11 @@ struct alignas(64) Scratch {
   float keys[kMaxHeadDim * kTile];    // transposed: [head_dim, kTile]
   float values[kTile * kMaxHeadDim];  // widened; unused for float32 pools
   float peak[kMaxRows], total[kMaxRows];
+  // The same for AMX: bfloat16, keys and values with pairs of their contracted axis interleaved.
+  uint16_t q16[kMaxRows * kMaxHeadDim];
+  uint16_t weights16[kMaxRows * kTile];
+  uint32_t keys16[kMaxHeadDim / 2 * kTile];    // [head_dim / 2, kTile, 2]
+  uint32_t values16[kTile / 2 * kMaxHeadDim];  // [kTile / 2, head_dim, 2]
 };
 
 template <typename KV>
@@ -201,8 +209,27 @@ struct Segment {  // consecutive keys of a tile that lie in one page
   const float *k_scale, *v_scale;
 };
 
+// Prefetches the next tile a few lines at a time, between the arithmetic of this one: in one burst it would stall.
 template <typename KV>
-void PackKeys(const Segment<KV>& s, int head_dim, float* keys) {
+struct Ahead {
+  Segment<KV> segments[kTile];
+  int count = 0, current = 0;
+  int64_t at = 0;
+
+  void Fetch(int head_dim) {
+    if (current == count) return;
+    const Segment<KV>& s = segments[current];
+    const int lines = 4 * sizeof(KV);  // of keys and of values, per block of 16 keys by 64 bytes or more
+    for (int i = 0; i < lines; ++i, at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(s.k) + at, _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(s.v) + at, _MM_HINT_T1);
+    }
+    if (at >= int64_t{s.count} * head_dim * static_cast<int>(sizeof(KV))) ++current, at = 0;
+  }
+};
+
+template <typename KV>
+void PackKeys(const Segment<KV>& s, int head_dim, float* keys, Ahead<KV>& ahead) {
   for (int t = 0; t < s.count; t += 16) {
     const int n = std::min(16, s.count - t);
     for (int d = 0; d < head_dim; d += 16) {
@@ -213,6 +240,7 @@ void PackKeys(const Segment<KV>& s, int head_dim, float* keys) {
       }
       Transpose16(r);
       for (int i = 0; i < 16; ++i) _mm512_storeu_ps(keys + (d + i) * kTile + s.offset + t, r[i]);
+      ahead.Fetch(head_dim);
     }
   }
 }
@@ -224,13 +252,6 @@ void WidenValues(const Segment<KV>& s, int head_dim, float* values) {
     for (int d = 0; d < head_dim; d += 16)
       _mm512_storeu_ps(values + (s.offset + t) * head_dim + d, _mm512_mul_ps(Load16(s.v + t * head_dim + d), scale));
   }
-}
-
-template <typename KV>
-void Prefetch(const KV* p, int count, int head_dim) {
-  const char* bytes = reinterpret_cast<const char*>(p);
-  for (int64_t i = 0; i < int64_t{count} * head_dim * static_cast<int>(sizeof(KV)); i += 64)
-    _mm_prefetch(bytes + i, _MM_HINT_T1);
 }
 
 // The pieces, page by page, of keys [from, to) of a row.
@@ -253,7 +274,8 @@ int Segments(const Attention& a, const Task& task, int from, int to, Segment<KV>
   return n;
 }
 
-// Softmax of one query over one tile: scores become weights, and the query's running state is brought up to date.
+// Softmax of one query over keys [low, high) of a tile: scores become weights (those outside, 0), and the query's
+// running state is brought up to date.
 inline void Weigh(const Attention& a, float* scores, float* out, float& peak, float& total, int low, int high) {
   __m512 s[4];
   __mmask16 seen[4];
@@ -261,7 +283,7 @@ inline void Weigh(const Attention& a, float* scores, float* out, float& peak, fl
   for (int j = 0; j < 4; ++j) {
     const int first = std::clamp(low - 16 * j, 0, 16), last = std::clamp(high - 16 * j, 0, 16);
     seen[j] = static_cast<__mmask16>(((1u << last) - 1) & ~((1u << first) - 1));
-    s[j] = _mm512_loadu_ps(scores + 16 * j);
+    s[j] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * j), _mm512_set1_ps(a.scale));
     if (a.soft_cap > 0) s[j] = SoftCap(s[j], a.soft_cap);
     most = _mm512_mask_max_ps(most, seen[j], most, s[j]);
   }
@@ -283,18 +305,23 @@ inline void Weigh(const Attention& a, float* scores, float* out, float& peak, fl
   total += _mm512_reduce_add_ps(sum);
 }
 
-template <typename KV>
-void AttendTile(const Attention& a, const Task& task, int from, int to, Scratch& x) {
-  Segment<KV> segments[kTile];
-  const int n = Segments(a, task, from, to, segments);
-  for (int i = 0; i < n; ++i) PackKeys(segments[i], a.head_dim, x.keys);
-  const int rows = task.count * a.group;
-  Rows<4, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim);
-  for (int i = 0; i < rows; ++i) {
+inline void WeighTile(const Attention& a, const Task& task, int from, int to, Scratch& x) {
+  for (int i = 0; i < task.count * a.group; ++i) {
     const int position = task.position + i / a.group;
     const int low = a.window > 0 ? position - a.window + 1 - from : 0;
-    Weigh(a, x.scores + i * kTile, x.out + i * a.head_dim, x.peak[i], x.total[i], low, std::min(position + 1, to) - from);
+    const int high = std::min(position + 1, to) - from;
+    Weigh(a, x.scores + i * kTile, x.out + i * a.head_dim, x.peak[i], x.total[i], low, high);
   }
+}
+
+template <typename KV>
+void AttendTile(const Attention& a, const Task& task, int from, int to, Ahead<KV>& ahead, Scratch& x) {
+  Segment<KV> segments[kTile];
+  const int n = Segments(a, task, from, to, segments);
+  for (int i = 0; i < n; ++i) PackKeys(segments[i], a.head_dim, x.keys, ahead);
+  const int rows = task.count * a.group;
+  Rows<4, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim);
+  WeighTile(a, task, from, to, x);
   for (int i = 0; i < n; ++i) {
     const Segment<KV>& s = segments[i];
     const float* values;
@@ -308,7 +335,115 @@ void AttendTile(const Attention& a, const Task& task, int from, int to, Scratch&
   }
 }
 
-template <typename Q, typename KV>
+// ---- bfloat16 on AMX ------------------------------------------------------------------------------------------------
+
+#ifdef __AMX_BF16__
+
+// Whether the kernel lets this process use the tile registers.
+bool HasAmx() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0-3 hold sums [rows, 16] float32, tile 4 the left factor [rows, 32], tile 5 the right one [16, 16, 2].
+void ConfigureTiles(int rows) {
+  TileShapes shapes;
+  for (int i = 0; i < 6; ++i) {
+    shapes.bytes_per_row[i] = 64;
+    shapes.rows[i] = i == 5 ? 16 : rows;
+  }
+  _tile_loadconfig(&shapes);
+}
+
+// C[tile rows, 64] (+)= A[tile rows, depth] B[depth, 64], B with pairs of rows interleaved; strides in elements.
+template <bool kAdd>
+void TileProduct(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int depth) {
+  if (kAdd) {
+    _tile_loadd(0, c, ldc * 4);
+    _tile_loadd(1, c + 16, ldc * 4);
+    _tile_loadd(2, c + 32, ldc * 4);
+    _tile_loadd(3, c + 48, ldc * 4);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int d = 0; d < depth; d += 32) {
+    const uint32_t* row = b + d / 2 * ldb;
+    _tile_loadd(4, a + d, lda * 2);
+    _tile_loadd(5, row, ldb * 4);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(5, row + 16, ldb * 4);
+    _tile_dpbf16ps(1, 4, 5);
+    _tile_loadd(5, row + 32, ldb * 4);
+    _tile_dpbf16ps(2, 4, 5);
+    _tile_loadd(5, row + 48, ldb * 4);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_stored(0, c, ldc * 4);
+  _tile_stored(1, c + 16, ldc * 4);
+  _tile_stored(2, c + 32, ldc * 4);
+  _tile_stored(3, c + 48, ldc * 4);
+}
+
+void InterleaveKeys(const Segment<BF16>& s, int head_dim, uint32_t* keys, Ahead<BF16>& ahead) {
+  for (int t = 0; t < s.count; t += 16) {
+    for (int d = 0; d < head_dim; d += 32) {
+      __m512 r[16];  // 32 numbers of each of 16 keys, moved in pairs
+      for (int i = 0; i < 16; ++i)
+        r[i] = t + i < s.count ? _mm512_loadu_ps(s.k + (t + i) * head_dim + d) : _mm512_setzero_ps();
+      Transpose16(r);
+      for (int i = 0; i < 16; ++i) _mm512_storeu_ps(keys + (d / 2 + i) * kTile + s.offset + t, r[i]);
+      ahead.Fetch(head_dim);
+      ahead.Fetch(head_dim);
+    }
+  }
+}
+
+void InterleaveValues(const Segment<BF16>& s, int head_dim, uint32_t* values) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m512i low_index = _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(32)), 16));
+  const __m512i high_index = _mm512_add_epi16(low_index, _mm512_set1_epi16(16));
+  for (int t = 0; t < s.count; t += 2) {
+    uint32_t* pair = values + (s.offset + t) / 2 * head_dim;
+    for (int d = 0; d < head_dim; d += 32) {
+      const __m512i x = _mm512_loadu_si512(s.v + t * head_dim + d);
+      const __m512i y = t + 1 < s.count ? _mm512_loadu_si512(s.v + (t + 1) * head_dim + d) : _mm512_setzero_si512();
+      _mm512_storeu_si512(pair + d, _mm512_permutex2var_epi16(x, low_index, y));
+      _mm512_storeu_si512(pair + d + 16, _mm512_permutex2var_epi16(x, high_index, y));
+    }
+  }
+}
+
+void AttendTileAmx(const Attention& a, const Task& task, int from, int to, Ahead<BF16>& ahead, Scratch& x) {
+  Segment<BF16> segments[kTile];
+  const int n = Segments(a, task, from, to, segments);
+  const int rows = task.count * a.group, dim = a.head_dim, keys = to - from;
+  for (int i = 0; i < n; ++i) InterleaveKeys(segments[i], dim, x.keys16, ahead);
+  for (int i = 0; i < rows; i += 16)
+    TileProduct<false>(x.q16 + i * dim, dim, x.keys16, kTile, x.scores + i * kTile, kTile, dim);
+  WeighTile(a, task, from, to, x);
+  for (int i = 0; i < rows * kTile; i += 16)
+    Store16(reinterpret_cast<BF16*>(x.weights16 + i), _mm512_loadu_ps(x.scores + i));
+  for (int i = 0; i < n; ++i) InterleaveValues(segments[i], dim, x.values16);
+  // Weights past the last key are 0, but what they multiply must be finite.
+  std::fill(x.values16 + (keys + 1) / 2 * dim, x.values16 + (keys + 31) / 32 * 16 * dim, 0);
+  for (int d = 0; d < dim; d += 64)
+    for (int i = 0; i < rows; i += 16)
+      TileProduct<true>(x.weights16 + i * kTile, kTile, x.values16 + d, dim, x.out + i * dim + d, dim, keys);
+}
+
+#endif
+
+template <typename Q, typename KV, bool kAmx = false>
 void Attend(const Attention& a, const Task& task) {
   thread_local std::unique_ptr<Scratch> scratch = std::make_unique<Scratch>();
   Scratch& x = *scratch;
@@ -316,29 +451,36 @@ void Attend(const Attention& a, const Task& task) {
   const auto at = [&](int i) {  // where query row i lives in q and out, in heads
     return int64_t{task.first + i / a.group} * a.q_heads + task.head * a.group + i % a.group;
   };
-  const __m512 scale = _mm512_set1_ps(a.scale);
   for (int i = 0; i < rows; ++i) {
     const Q* q = static_cast<const Q*>(a.q) + at(i) * dim;
     for (int d = 0; d < dim; d += 16) {
-      _mm512_storeu_ps(x.q + i * dim + d, _mm512_mul_ps(Load16(q + d), scale));
+      if constexpr (!kAmx) _mm512_storeu_ps(x.q + i * dim + d, Load16(q + d));
       _mm512_storeu_ps(x.out + i * dim + d, _mm512_setzero_ps());
     }
+    if constexpr (kAmx) std::memcpy(x.q16 + i * dim, q, dim * sizeof(Q));
     x.peak[i] = kNothing;
     x.total[i] = 0;
   }
+#ifdef __AMX_BF16__
+  if constexpr (kAmx) ConfigureTiles(std::min(rows, 16));
+#endif
   const int stop = task.position + task.count;
   const int begin = a.window > 0 ? std::max(0, task.position - a.window + 1) / kTile * kTile : 0;
   for (int from = begin; from < stop; from += kTile) {
-    if (from + kTile < stop) {
-      Segment<KV> next[kTile];
-      const int n = Segments(a, task, from + kTile, std::min(from + 2 * kTile, stop), next);
-      for (int i = 0; i < n; ++i) {
-        Prefetch(next[i].k, next[i].count, dim);
-        Prefetch(next[i].v, next[i].count, dim);
-      }
+    Ahead<KV> ahead;
+    if (from + kTile < stop)
+      ahead.count = Segments(a, task, from + kTile, std::min(from + 2 * kTile, stop), ahead.segments);
+#ifdef __AMX_BF16__
+    if constexpr (kAmx) {
+      AttendTileAmx(a, task, from, std::min(from + kTile, stop), ahead, x);
+      continue;
     }
-    AttendTile<KV>(a, task, from, std::min(from + kTile, stop), x);
+#endif
+    AttendTile<KV>(a, task, from, std::min(from + kTile, stop), ahead, x);
   }
+#ifdef __AMX_BF16__
+  if constexpr (kAmx) _tile_release();
+#endif
   for (int i = 0; i < rows; ++i) {
     const float total = x.total[i];
     const __m512 norm = _mm512_set1_ps(total > 0 ? 1.0f / total : 0.0f);
@@ -411,7 +553,11 @@ Kernel PickKernel(ffi::DataType kv) {
   }
 }
 
-Kernel PickKernel(ffi::DataType q, ffi::DataType kv) {
+Kernel PickKernel(ffi::DataType q, ffi::DataType kv, int head_dim) {
+#ifdef __AMX_BF16__
+  if (q == ffi::DataType::BF16 && kv == ffi::DataType::BF16 && head_dim % 64 == 0 && HasAmx())
+    return Attend<BF16, BF16, true>;
+#endif
   switch (q) {
     case ffi::DataType::F32: return PickKernel<float>(kv);
     case ffi::DataType::BF16: return PickKernel<BF16>(kv);
@@ -437,7 +583,7 @@ ffi::Error PagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer
   a.table = table.typed_data(), a.lengths = lengths.typed_data(), a.starts = starts.typed_data();
   a.out = out->untyped_data(), a.lse = lse->typed_data();
 
-  const Kernel kernel = PickKernel(q.element_type(), k.element_type());
+  const Kernel kernel = PickKernel(q.element_type(), k.element_type(), a.head_dim);
   if (kernel == nullptr) return ffi::Error::InvalidArgument("paged attention: unsupported dtype");
   if (a.head_dim % 16 || a.head_dim > kMaxHeadDim || a.page_size % 16 || a.group > kMaxRows)
     return ffi::Error::InvalidArgument("paged attention: unsupported shape");

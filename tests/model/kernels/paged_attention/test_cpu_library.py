@@ -1,0 +1,54 @@
+"""The CPU library is optional: without a compiler or AVX-512 XLA takes over, and says so once."""
+
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+
+from model.kernels.paged_attention import cpu_library, paged_attention
+from tests.model.kernels.paged_attention import cases
+
+
+@pytest.fixture
+def fresh_library(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    """A machine that has built nothing yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu_library.unavailable.cache_clear()
+    yield tmp_path
+    cpu_library.unavailable.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_library")
+@pytest.mark.parametrize("missing", ["compiler", "avx512"])
+def test_without_it_xla_takes_over_and_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, missing: str
+) -> None:
+    if missing == "compiler":
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.setattr(cpu_library, "_cpu_flags", lambda: {"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+    else:
+        monkeypatch.setattr(cpu_library, "_cpu_flags", lambda: {"avx2"})
+    reason = {"compiler": r"no g\+\+ was found", "avx512": "the CPU lacks avx512bw"}[missing]
+    batch = cases.build(cases.Shape(), [17, 5], [1, 1])
+    with caplog.at_level(logging.WARNING):
+        out = paged_attention(*batch, max_query_len=1)
+        paged_attention(*batch, max_query_len=1)
+    np.testing.assert_array_equal(out, paged_attention(*batch, max_query_len=1, implementation="xla"))
+    assert len([record for record in caplog.records if "CPU kernels" in record.message]) == 1
+    with pytest.raises(NotImplementedError, match=rf"(?s)cpu_ffi: .*{reason}.*\n  xla: takes it"):
+        paged_attention(*batch, max_query_len=1, implementation="cpu_ffi")
+
+
+def test_a_compiler_that_fails_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fresh_library: pathlib.Path
+) -> None:
+    compiler = fresh_library / "cxx"
+    compiler.write_text("#!/bin/sh\necho 'no such header' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(cpu_library, "_cpu_flags", lambda: {"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+    with caplog.at_level(logging.WARNING):
+        assert "no such header" in (cpu_library.unavailable() or "")
+    assert not list((fresh_library / "halfmoon").iterdir()), "a failed build leaves nothing behind"
