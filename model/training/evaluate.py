@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +52,12 @@ def evaluate(
     context: int,
     batch: int = 8,
     mesh: Mesh | None = None,
+    track: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
     """Bits per byte of `documents`, read as one stream in windows of `context` tokens, every token predicted once.
 
     What separates entries must be predicted too and counts as no bytes. The first token of a window sees nothing
-    before it, so a longer context scores better.
+    before it, so a longer context scores better. `track` wraps the loop over batches in a progress bar.
     """
     documents = list(documents)
     stream = token_stream(tokenizer, documents)
@@ -65,7 +66,7 @@ def evaluate(
     definition, weights = split(model)
     nats = sum(
         float(_total_loss(definition, weights, windows[i : i + batch], counted[i : i + batch], mesh))
-        for i in range(0, len(windows), batch)
+        for i in track(range(0, len(windows), batch))
     )
     size = sum(len(entry.encode()) for document in documents for entry in document.entries)
     return Evaluation(bits_per_byte=nats / math.log(2) / size, bytes=size, tokens=predicted, context=context)
