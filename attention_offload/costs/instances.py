@@ -44,6 +44,11 @@ class DecodeInstance(Protocol):
     @property
     def label(self) -> str: ...
 
+    @property
+    def kv_network_bandwidth(self) -> float:
+        """Bytes per second at which the devices that hold KV can receive it, by their NICs' line rate."""
+        ...
+
     def kv_bytes(self, shape: ModelShape, knobs: Knobs) -> float:
         """Bytes for KV beside the weights. Raises `CapacityError` where the weights do not fit."""
         ...
@@ -90,6 +95,10 @@ class CoupledInstance:
     @property
     def label(self) -> str:
         return f"{self.count}x{self.device.name}"
+
+    @property
+    def kv_network_bandwidth(self) -> float:
+        return self.count * self.device.network_bandwidth
 
     def kv_bytes(self, shape: ModelShape, knobs: Knobs) -> float:
         room = room_beside_weights(self.device, self.count, shape, knobs.coupled_memory_share)
@@ -142,6 +151,10 @@ class OffloadedInstance:
     def label(self) -> str:
         copies = f"{self.replicas}*" if self.replicas > 1 else ""
         return f"{copies}{self.dense_count}x{self.dense.name}+{self.attention_count}x{self.attention.name}"
+
+    @property
+    def kv_network_bandwidth(self) -> float:
+        return self.attention_count * self.attention.network_bandwidth
 
     def kv_bytes(self, shape: ModelShape, knobs: Knobs) -> float:
         room_beside_weights(self.dense, self.dense_count, shape, knobs.coupled_memory_share)

@@ -32,6 +32,10 @@ class PartiallyOffloadedInstance:
     def label(self) -> str:
         return f"{self.count}x{self.device.name}~{self.helper_count}x{self.helper.name}"
 
+    @property
+    def kv_network_bandwidth(self) -> float:
+        return self.count * self.device.network_bandwidth + self.helper_count * self.helper.network_bandwidth
+
     def kv_bytes(self, shape: ModelShape, knobs: Knobs) -> float:
         return self._own_bytes(shape, knobs) + self._helper_bytes(shape, knobs)
 

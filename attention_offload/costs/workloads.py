@@ -1,10 +1,14 @@
 """`DecodeWorkload`: the few numbers of a trace that decide what decoding and prefilling it costs."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from attention_offload.errors import OffloadError
+
+# Prompts are summarised by the means of this many equally large groups, shortest to longest.
+_GROUPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +17,8 @@ class DecodeWorkload:
 
     `context` is the mean over decode steps, not over requests: a request with p prompt and g generated tokens is seen
     g times with p, p + 1, ... tokens, so it is sum(p·g + g(g-1)/2) / sum(g). `context_spread` is the standard
-    deviation of the contexts over their mean, `prompt_spread` that of the prompts.
+    deviation of the contexts over their mean. `prompts` are representative prompt lengths, equally likely, shortest
+    first, with the mean of the trace.
     """
 
     name: str
@@ -21,12 +26,14 @@ class DecodeWorkload:
     mean_generated: float
     context: float
     context_spread: float = 0.0
-    prompt_spread: float = 0.0
+    prompts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("mean_prompt", "mean_generated", "context"):
             if not getattr(self, field) > 0:
                 raise OffloadError(f"Workload `{self.name}`: `{field}` must be positive, got {getattr(self, field)}.")
+        if not self.prompts:
+            object.__setattr__(self, "prompts", (self.mean_prompt,))
 
     @classmethod
     def from_means(cls, name: str, mean_prompt: float, mean_generated: float) -> "DecodeWorkload":
@@ -42,13 +49,19 @@ class DecodeWorkload:
         steps = sum(g for _, g in pairs)
         context = sum(p * g + g * (g - 1) / 2 for p, g in pairs) / steps
         square = sum(g * (p + g / 2) ** 2 for p, g in pairs) / steps
-        prompt = sum(p for p, _ in pairs) / len(pairs)
-        prompt_square = sum(p * p for p, _ in pairs) / len(pairs)
+        prompts = sorted(p for p, _ in pairs)
         return cls(
             name,
-            prompt,
+            sum(prompts) / len(prompts),
             steps / len(pairs),
             context,
             math.sqrt(max(square - context**2, 0.0)) / context,
-            math.sqrt(max(prompt_square - prompt**2, 0.0)) / prompt,
+            _group_means(prompts),
         )
+
+
+def _group_means(ordered: Sequence[int]) -> tuple[float, ...]:
+    """Means of `_GROUPS` groups of as equal a size as can be."""
+    groups = min(_GROUPS, len(ordered))
+    edges = [round(index * len(ordered) / groups) for index in range(groups + 1)]
+    return tuple(max(sum(ordered[i:j]) / (j - i), 1.0) for i, j in itertools.pairwise(edges))

@@ -1,0 +1,31 @@
+"""`Goal`: what a deployment is for."""
+
+import dataclasses
+
+from attention_offload.costs.knobs import A_PRIORI, Knobs
+from attention_offload.costs.workloads import DecodeWorkload
+from attention_offload.errors import OffloadError
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """Serve `workload` within `ttft_slo_s` and `tbt_slo_s` seconds for at most `budget_per_hour` dollars.
+
+    `hit_rate` is the share of prompt tokens found in a prefix cache; `demand_rps` caps the useful rate, in requests per
+    second.
+    """
+
+    workload: DecodeWorkload
+    budget_per_hour: float
+    ttft_slo_s: float
+    tbt_slo_s: float
+    hit_rate: float = 0.0
+    demand_rps: float = float("inf")
+    knobs: Knobs = A_PRIORI
+
+    def __post_init__(self) -> None:
+        for field in ("budget_per_hour", "ttft_slo_s", "tbt_slo_s", "demand_rps"):
+            if not getattr(self, field) > 0:
+                raise OffloadError(f"`{field}` must be positive, got {getattr(self, field)}.")
+        if not 0 <= self.hit_rate < 1:
+            raise OffloadError(f"`hit_rate` is a share of the prompt tokens below 1, got {self.hit_rate}.")

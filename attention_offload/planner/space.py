@@ -1,0 +1,93 @@
+"""`Space`: everything that a search may rent and how it may split the model over it."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+from attention_offload.costs.instances import PARTITIONS, CoupledInstance, DecodeInstance, OffloadedInstance
+from attention_offload.costs.partial import PartiallyOffloadedInstance
+from attention_offload.costs.shapes import ModelShape
+from attention_offload.devices import Device
+from attention_offload.errors import OffloadError
+from attention_offload.planner.rates import PrefillInstance
+
+# Kinds that can run a model's GEMMs; memory pools of other kinds serve attention only.
+_DENSE_KINDS = ("gpu", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOption:
+    """A way to decode: an instance, the model as stored on it, and the prefill instances each one needs for help."""
+
+    instance: DecodeInstance
+    shape: ModelShape
+    in_flight: int = 1
+    helped_by: PrefillInstance | None = None
+    helpers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Device kinds and counts to choose from.
+
+    `shapes` are one model in the number formats to consider. Tensor-parallel degrees (also of coupled and prefill
+    instances) come from `dense_counts`, pools of attention devices from `attention_counts`. `helpers` are how many
+    prefill instances may help one decode instance; empty for none.
+    """
+
+    shapes: Sequence[ModelShape]
+    devices: Sequence[Device]
+    dense_counts: Sequence[int] = (1, 2, 4, 8)
+    attention_counts: Sequence[int] = (1, 2, 4, 8)
+    in_flight: Sequence[int] = (1, 2)
+    partitions: Sequence[str] = ("head", "sequence")
+    helpers: Sequence[int] = (1,)
+
+    def __post_init__(self) -> None:
+        if not self.devices or not self.shapes:
+            raise OffloadError("A search needs at least one device and one model.")
+        for device in self.devices:
+            if not device.priced:
+                raise OffloadError(f"Device `{device.name}` has no price; add one in a device file, or leave it out.")
+        for partition in self.partitions:
+            if partition not in PARTITIONS:
+                raise OffloadError(f"No partition `{partition}`; known: {', '.join(PARTITIONS)}.")
+
+    @property
+    def dense_devices(self) -> list[Device]:
+        return [device for device in self.devices if device.kind in _DENSE_KINDS]
+
+    def prefill(self) -> Iterator[PrefillInstance]:
+        for device, count in itertools.product(self.dense_devices, self.dense_counts):
+            yield PrefillInstance(device, count)
+
+    def coupled(self) -> Iterator[DecodeOption]:
+        for shape, device, count in itertools.product(self.shapes, self.dense_devices, self.dense_counts):
+            yield DecodeOption(CoupledInstance(device, count), shape)
+
+    def offloaded(self, spread: float) -> Iterator[DecodeOption]:
+        """Every split of dense and attention; `spread` is the workload's, for attention divided by request."""
+        for axes in itertools.product(*self.offloaded_axes()):
+            yield self.offloaded_option(axes, spread)
+
+    def offloaded_axes(self) -> tuple[Sequence, ...]:
+        """What the splits vary over: shape, dense device and count, attention device and count, n, partition."""
+        dense, counts = self.dense_devices, self.dense_counts
+        return (self.shapes, dense, counts, self.devices, self.attention_counts, self.in_flight, self.partitions)
+
+    def offloaded_option(self, axes: tuple, spread: float) -> DecodeOption:
+        shape, dense, dense_count, attention, attention_count, n, partition = axes
+        instance = OffloadedInstance(dense, dense_count, attention, attention_count, n, partition, spread)
+        return DecodeOption(instance, shape, n)
+
+    def partial(self, slowdown: float) -> Iterator[DecodeOption]:
+        """Coupled instances that prefill instances help; these are slowed down."""
+        for option, prefill, helpers in itertools.product(self.coupled(), self.prefill(), self.helpers):
+            coupled = option.instance
+            if not isinstance(coupled, CoupledInstance):
+                continue
+            helped = PartiallyOffloadedInstance(
+                coupled.device, coupled.count, prefill.device, helpers * prefill.count, prefill.count
+            )
+            slowed = dataclasses.replace(prefill, slowdown=slowdown)
+            yield DecodeOption(helped, option.shape, helped_by=slowed, helpers=helpers)

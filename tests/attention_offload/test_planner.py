@@ -1,0 +1,199 @@
+"""The planner against exhaustive search, its fast search against its exact one, and clear refusals."""
+
+import dataclasses
+import itertools
+import random
+
+import pytest
+
+from attention_offload.costs.knobs import A_PRIORI, IDEAL
+from attention_offload.costs.model_table import load_shape
+from attention_offload.costs.workloads import DecodeWorkload
+from attention_offload.devices import Device, load_devices
+from attention_offload.errors import CapacityError, OffloadError
+from attention_offload.planner.goals import Goal
+from attention_offload.planner.rates import PrefillInstance, decode_rate, largest, prefill_rate
+from attention_offload.planner.search import Plan, search
+from attention_offload.planner.space import DecodeOption, Space
+
+DEVICES = load_devices()
+LLAMA3 = load_shape("llama3-70b")
+CHAT = DecodeWorkload("chat", 1000.0, 200.0, 1100.0, 0.5, (200.0, 600.0, 2200.0))
+
+
+def random_device(rng: random.Random, name: str) -> Device:
+    return Device(
+        name=name,
+        kind=rng.choice(["gpu", "gpu", "cpu"]),
+        flops={"bfloat16": rng.uniform(50, 1000) * 1e12},
+        memory_bytes=rng.uniform(10, 200) * 1e9,
+        memory_bandwidth=rng.uniform(0.5, 8) * 1e12,
+        link_bandwidth=rng.uniform(30, 900) * 1e9,
+        network_bandwidth=rng.uniform(1, 50) * 1e9,
+        price_per_hour=rng.uniform(0.2, 10),
+    )
+
+
+def random_case(rng: random.Random) -> tuple[Goal, Space]:
+    shape = load_shape(rng.choice(["llama-13b", "llama3-8b", "llama-33b", "mixtral-8x7b"]))
+    workload = DecodeWorkload(
+        "random", rng.uniform(100, 4000), rng.uniform(10, 500), rng.uniform(200, 5000), rng.uniform(0, 1)
+    )
+    goal = Goal(
+        workload,
+        budget_per_hour=rng.uniform(5, 40),
+        ttft_slo_s=rng.uniform(0.2, 10),
+        tbt_slo_s=rng.uniform(0.02, 0.2),
+        hit_rate=rng.choice([0.0, 0.4]),
+        knobs=rng.choice([A_PRIORI, IDEAL]),
+    )
+    space = Space(
+        [shape],
+        [random_device(rng, name) for name in ("x", "y")],
+        dense_counts=(1, 2),
+        attention_counts=(1, 2),
+        in_flight=(1, 2),
+        partitions=(rng.choice(["head", "request", "sequence"]),),
+        helpers=rng.choice([(), (1,)]),
+    )
+    return goal, space
+
+
+def exhaustive(goal: Goal, space: Space) -> dict[float, float]:
+    """Price to goodput of every pair of pools, of every pair of instances: no pruning and no reasoning."""
+    found: dict[float, float] = {}
+
+    def add(prefill: PrefillInstance, option: DecodeOption) -> None:
+        try:
+            rate = decode_rate(option.instance, option.shape, goal, option.in_flight)
+        except OffloadError:
+            return
+        weights = option.shape.weight_bytes
+        if rate is None or 0.9 * prefill.count * prefill.device.memory_bytes <= weights:
+            return
+        p, d = prefill.price_per_hour, option.instance.price_per_hour
+        for prefills in range(1, int(goal.budget_per_hour / p) + 1):
+            carried = prefill_rate(prefill, prefills, option.shape, goal)
+            for decodes in range(1, int((goal.budget_per_hour - prefills * p) / d) + 1):
+                if prefills >= decodes * option.helpers and carried > 0:
+                    price, rps = prefills * p + decodes * d, min(carried, decodes * rate.rps)
+                    found[price] = max(rps, found.get(price, 0.0))
+
+    options = [*space.coupled(), *space.offloaded(goal.workload.context_spread)]
+    for prefill, option in itertools.product(space.prefill(), options):
+        add(prefill, option)
+    for option in space.partial(goal.knobs.helper_prefill_slowdown):
+        if option.helped_by:
+            add(option.helped_by, option)
+    return found
+
+
+def test_the_search_is_exact_on_a_thousand_small_cases() -> None:
+    rng = random.Random(0)
+    plans_found = 0
+    for _ in range(1000):
+        goal, space = random_case(rng)
+        all_pairs = exhaustive(goal, space)
+        try:
+            plans = search(goal, space)
+        except OffloadError:
+            assert not all_pairs
+            continue
+        plans_found += 1
+        best: dict[float, float] = {}
+        for price in sorted(all_pairs):
+            if all_pairs[price] > max(best.values(), default=0.0) * (1 + 1e-9):
+                best[price] = all_pairs[price]
+        assert [plan.goodput_rps for plan in plans] == pytest.approx(list(best.values()))
+        assert [plan.price_per_hour for plan in plans] == pytest.approx(list(best))
+    assert plans_found > 300
+
+
+def test_the_fast_search_comes_close_to_the_exact_one() -> None:
+    devices = [DEVICES[name] for name in ("h100", "h20", "l40s", "cpu")]
+    space = Space([LLAMA3], devices, attention_counts=range(1, 13), partitions=("sequence",))
+    for slo in (0.06, 0.15):
+        goal = Goal(CHAT, 100.0, 5.0, slo)
+
+        def best(plans: list[Plan]) -> float:
+            return max(plan.requests_per_dollar for plan in plans)
+
+        assert best(search(goal, space, exact_limit=0)) >= 0.99 * best(search(goal, space))
+
+
+def test_search_is_deterministic() -> None:
+    goal, space = Goal(CHAT, 40.0, 5.0, 0.1), Space([LLAMA3], [DEVICES["h100"], DEVICES["h20"]])
+    assert search(goal, space, exact_limit=0, seed=3) == search(goal, space, exact_limit=0, seed=3)
+
+
+def test_plans_keep_their_promises() -> None:
+    goal = Goal(CHAT, 60.0, 5.0, 0.08, demand_rps=20.0)
+    plans = search(goal, Space([LLAMA3, LLAMA3.quantised(kv="int8")], [DEVICES["h100"], DEVICES["h20"]]))
+    for plan in plans:
+        assert plan.price_per_hour <= goal.budget_per_hour
+        assert plan.tbt_s <= goal.tbt_slo_s
+        assert plan.goodput_rps <= goal.demand_rps
+    assert plans[-1].goodput_rps == 20.0
+    assert plans[-1].binds == "demand"
+
+
+def test_a_looser_target_or_a_larger_budget_never_hurts() -> None:
+    space = Space([LLAMA3], [DEVICES["h100"], DEVICES["h20"]])
+
+    def most(**changes: float) -> float:
+        goal = dataclasses.replace(Goal(CHAT, 40.0, 3.0, 0.06), **changes)
+        return search(goal, space)[-1].goodput_rps
+
+    assert most() <= most(budget_per_hour=60.0)
+    assert most() <= most(tbt_slo_s=0.1)
+    assert most() <= most(ttft_slo_s=6.0)
+    assert most() <= most(hit_rate=0.5)
+
+
+def test_more_prefill_instances_carry_more_than_their_share() -> None:
+    goal = Goal(CHAT, 60.0, 1.0, 0.08)
+    pool = PrefillInstance(DEVICES["h100"], 2)
+    rates = [prefill_rate(pool, count, LLAMA3, goal) / count for count in (1, 2, 4, 8)]
+    assert rates == sorted(rates)
+
+
+def test_largest() -> None:
+    for limit in range(-1, 12):
+        assert largest(lambda n, limit=limit: n <= limit, 2, 9) == min(max(limit, 1), 9)
+
+
+@pytest.mark.parametrize(
+    ("goal", "space", "error", "message"),
+    [
+        (lambda: Goal(CHAT, -5, 1, 1), None, OffloadError, r"`budget_per_hour` must be positive, got -5"),
+        (lambda: Goal(CHAT, 5, 1, 1, hit_rate=1.0), None, OffloadError, r"`hit_rate` .* got 1.0"),
+        (None, lambda: Space([LLAMA3], []), OffloadError, r"needs at least one device"),
+        (
+            None,
+            lambda: Space([LLAMA3], [load_devices("paper")["a100"]]),
+            OffloadError,
+            r"Device `a100` has no price; add one in a device file",
+        ),
+        (
+            None,
+            lambda: Space([LLAMA3], [DEVICES["h100"]], partitions=("pages",)),
+            OffloadError,
+            r"No partition `pages`",
+        ),
+        (
+            lambda: Goal(CHAT, 100, 5, 0.1),
+            lambda: Space([LLAMA3], [DEVICES["rtx3090"]], dense_counts=(1, 2, 4)),
+            CapacityError,
+            r"llama3-70b fits on nothing offered. For example: The weights of llama3-70b are 141.1 GB, but 1xrtx3090",
+        ),
+        (
+            lambda: Goal(CHAT, 100, 5, 0.001),
+            lambda: Space([LLAMA3], [DEVICES["h100"]]),
+            OffloadError,
+            r"No plan meets TTFT 5 s, TBT 0.001 s, \$100/h. Raise the budget or a target",
+        ),
+    ],
+)
+def test_refusals(goal, space, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        search(goal() if goal else Goal(CHAT, 100, 5, 0.1), space() if space else Space([LLAMA3], [DEVICES["h100"]]))
