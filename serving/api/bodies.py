@@ -45,7 +45,7 @@ def _prompt_kind(prompt: object) -> str | None:
     if not isinstance(prompt, list):
         return None
     first = prompt[0] if prompt else ""
-    return "texts" if isinstance(first, str) else "lists of token ids" if isinstance(first, list) else "token ids"
+    return "many texts" if isinstance(first, str) else "lists of token ids" if isinstance(first, list) else "token ids"
 
 
 def _text_or_list_kind(value: object) -> str | None:
@@ -55,7 +55,7 @@ def _text_or_list_kind(value: object) -> str | None:
 # A union is decided by its first member: one message about what is wrong, not one for every type that it is not.
 _Prompt = Annotated[
     Annotated[str, Tag("a text")]
-    | Annotated[list[str], Tag("texts")]
+    | Annotated[list[str], Tag("many texts")]
     | Annotated[list[int], Tag("token ids")]
     | Annotated[list[list[int]], Tag("lists of token ids")],
     Discriminator(

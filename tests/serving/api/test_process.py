@@ -1,0 +1,48 @@
+"""Start and end of the server's process."""
+
+import pathlib
+import socket
+
+import httpx
+import openai
+import pytest
+
+from tests.serving.api.conftest import SERVER_FLAGS
+from tests.serving.api.server_process import ServerProcess
+
+
+def test_sigterm_lets_open_requests_finish(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with (
+        ServerProcess(tiny_model, tmp_path / "log", *SERVER_FLAGS) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        stream = client.completions.create(
+            model="tiny", prompt="x", max_tokens=600, stream=True, extra_body={"ignore_eos": True, "logprobs": 0}
+        )
+        chunks = iter(stream)
+        tokens = len(next(chunks).choices[0].logprobs.tokens)
+        server.terminate()
+        tokens += sum(len(chunk.choices[0].logprobs.tokens) for chunk in chunks)
+        assert tokens == 600
+        assert server.exit_code(timeout_s=30) == 0
+        assert server.output.rstrip().endswith("Stopped.")
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/health")
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: pathlib.Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(RuntimeError, match=f"Cannot serve on 127.0.0.1:{port}.*Address already in use"),
+            ServerProcess(tmp_path, tmp_path / "log", f"--port={port}"),
+        ):
+            pass
+
+
+def test_a_model_that_is_not_there_is_told_with_what_there_is(tmp_path: pathlib.Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="neither a folder nor a preset"),
+        ServerProcess(tmp_path / "nothing", tmp_path / "log"),
+    ):
+        pass
