@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.common import flags as common
 from experiments.common import model_flags
+from experiments.common.process import with_huge_pages
 from model.checkpoints import CheckpointError, load
 from model.config import UnsupportedModelError
 from model.sharding import MeshError
@@ -90,6 +91,7 @@ def warm_up(engine: Engine, console: Console) -> None:
 def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+    with_huge_pages()
     logging.set_verbosity(logging.WARNING)
     console = Console(highlight=False, soft_wrap=True)
     if COMPILATION_CACHE.value:

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from serving.api.streams import TokenStream
 from serving.engine.types import EngineStats
+from serving.workload.outcomes import tbt_s
 
 _PREFIX = "halfmoon:"
 _TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
@@ -32,6 +33,9 @@ class ServerMetrics:
 
         self._ttft = histogram("time_to_first_token_seconds", "From submission to the first token.", _TTFT_BUCKETS)
         self._gap = histogram("inter_token_latency_seconds", "Between consecutive tokens of a request.", _GAP_BUCKETS)
+        self._tbt = histogram(
+            "request_tbt_seconds", "TBT of a request: mean of its longest 10 % of inter-token gaps.", _GAP_BUCKETS
+        )
         self._latency = histogram("e2e_request_latency_seconds", "From submission to the end.", _REQUEST_BUCKETS)
         self._prompt = histogram("request_prompt_tokens", "Tokens of the prompt.", _TOKEN_BUCKETS)
         self._generated = histogram("request_generation_tokens", "Tokens generated for a request.", _TOKEN_BUCKETS)
@@ -64,6 +68,8 @@ class ServerMetrics:
         self._latency.observe(latency_s)
         self._prompt.observe(len(stream.request.prompt))
         self._generated.observe(stream.tokens)
+        if (tbt := tbt_s(stream.gaps_s)) is not None:
+            self._tbt.observe(tbt)
 
     def seconds_until_a_place(self) -> float:
         """When one of the running requests may end, judged by the last ones: what `Retry-After` says."""

@@ -353,6 +353,7 @@ def test_metrics_carry_vllms_names(client: openai.OpenAI, server: ServerProcess)
     assert grown("prompt_tokens_total") == len(PROMPT)
     assert grown("time_to_first_token_seconds_count") == 1
     assert grown("inter_token_latency_seconds_count") == 8
+    assert grown("request_tbt_seconds_count") == 1
     assert grown("e2e_request_latency_seconds_count") == 1
     assert grown("prefix_cache_hits_total") <= grown("prefix_cache_queries_total")
     assert after["halfmoon:num_preemptions_total"] == 0
