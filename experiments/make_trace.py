@@ -1,0 +1,55 @@
+"""Write a synthetic workload in Mooncake's format: conversations that repeat their history.
+
+The trace that ships with the project was made by the defaults:
+
+    python -m experiments.make_trace --trace_out=experiments/assets/demo_trace.jsonl
+"""
+
+import pathlib
+
+from absl import app, flags
+
+from experiments.common import flags as common
+from experiments.common import results
+from serving.workload.synthetic import Lengths, chat, write_mooncake
+
+TRACE_OUT = flags.DEFINE_string("trace_out", None, "File to write.", required=True)
+SESSIONS = flags.DEFINE_integer("sessions", 60, "Conversations.", lower_bound=1)
+SESSION_RATE = flags.DEFINE_float("session_rate", 0.5, "Conversations that start per second.", lower_bound=1e-9)
+TURNS = flags.DEFINE_float("turns", 4.0, "Mean turns per conversation.", lower_bound=1.0)
+THINK_S = flags.DEFINE_float("think_s", 12.0, "Mean seconds between turns.", lower_bound=1e-9)
+SYSTEM = flags.DEFINE_integer("system_tokens", 2048, "Mean tokens of a system prompt; whole blocks.", lower_bound=1)
+QUESTION = flags.DEFINE_integer("question_tokens", 900, "Mean new tokens per turn.", lower_bound=1)
+ANSWER = flags.DEFINE_integer("answer_tokens", 350, "Mean output tokens per turn.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    trace = chat(
+        SESSIONS.value,
+        session_rate=SESSION_RATE.value,
+        turns=TURNS.value,
+        think_s=THINK_S.value,
+        system=Lengths(SYSTEM.value, cv=0.5),
+        question=Lengths(QUESTION.value, cv=1.0),
+        answer=Lengths(ANSWER.value, cv=0.7),
+        seed=common.SEED.value,
+    )
+    path = pathlib.Path(TRACE_OUT.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_mooncake(path, trace)
+    prompt_tokens = sum(request.input_tokens for request in trace.requests)
+    blocks = {block for request in trace.requests for block in request.block_ids}
+    references = sum(len(request.block_ids) for request in trace.requests)
+    row = {
+        "file": str(path),
+        "requests": len(trace.requests),
+        "duration_s": trace.duration_s,
+        "mean_input_tokens": prompt_tokens / len(trace.requests),
+        "unlimited_hit_rate": 1 - len(blocks) / references,
+    }
+    results.print_table([row])
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,169 @@
+"""Seeded workloads: arrival processes, length distributions, and prompts that share prefixes, as a `Trace`."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from serving.workload.errors import TraceError
+from serving.workload.requests import Trace, TraceRequest
+
+Generator = np.random.Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Log-normal token counts: `mean` tokens, coefficient of variation `cv` (0 = all equal), clipped to [low, high]."""
+
+    mean: float
+    cv: float = 0.0
+    low: int = 1
+    high: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.low <= self.mean <= self.high and self.cv >= 0):
+            raise TraceError(
+                f"lengths of mean {self.mean}, cv {self.cv} within [{self.low}, {self.high}] are not possible; "
+                "use 1 <= low <= mean <= high and cv >= 0."
+            )
+
+    def draw(self, count: int, rng: Generator) -> np.ndarray:
+        """int64 [count]."""
+        sigma = np.log1p(self.cv**2) ** 0.5
+        values = rng.lognormal(np.log(self.mean) - sigma**2 / 2, sigma, count)
+        return np.clip(np.rint(values), self.low, self.high).astype(np.int64)
+
+
+def arrivals(count: int, rate: float, rng: Generator, cv: float = 1.0) -> np.ndarray:
+    """Arrival times in seconds, float64 [count], of a renewal process of `rate` requests per second.
+
+    Gaps are gamma distributed with coefficient of variation `cv`: 1 is a Poisson process, above 1 is bursty, 0 is a
+    clock.
+    """
+    if count < 1 or rate <= 0 or cv < 0:
+        raise TraceError(f"count {count}, rate {rate}, cv {cv}: use count >= 1, rate > 0 and cv >= 0.")
+    if cv == 0:
+        return np.arange(count) / rate
+    shape = 1 / cv**2
+    gaps = rng.gamma(shape, 1 / (rate * shape), count)
+    return np.cumsum(gaps) - gaps[0]
+
+
+def prefix_tree(
+    arrivals_s: np.ndarray,
+    inputs: Lengths,
+    outputs: Lengths,
+    hit_rate: float,
+    *,
+    seed: int,
+    block_size: int = 512,
+    branching: float = 0.5,
+) -> Trace:
+    """Prompts that share prefixes so that an unlimited cache hits `hit_rate` of all prompt blocks.
+
+    Each prompt continues an earlier one for as many of its blocks as the rate still owes, and then goes its own way,
+    which later prompts may continue. Rates near 1 are reached only as far as earlier prompts are long enough.
+
+    Args:
+        arrivals_s: of the requests, in seconds, from `arrivals`.
+        inputs: prompt tokens.
+        outputs: output tokens.
+        hit_rate: hit blocks over all blocks, 0 to below 1.
+        seed: of everything random.
+        block_size: tokens per block.
+        branching: how strongly recent prompts are preferred as parents, above 0; small values prefer the latest.
+    """
+    if not 0 <= hit_rate < 1 or branching <= 0:
+        raise TraceError(f"`hit_rate` {hit_rate}, `branching` {branching}: use 0 <= hit_rate < 1 and branching > 0.")
+    rng = np.random.default_rng(seed)
+    count = len(arrivals_s)
+    prompt_tokens, output_tokens = inputs.draw(count, rng), outputs.draw(count, rng)
+    fresh = itertools.count()
+    paths: list[tuple[int, ...]] = []
+    requests = []
+    owed = 0.0
+    for index in range(count):
+        blocks, full = -(-int(prompt_tokens[index]) // block_size), int(prompt_tokens[index]) // block_size
+        owed += hit_rate * blocks
+        shared: tuple[int, ...] = ()
+        if paths:
+            # Gamma-distributed age: parents are mostly recent, as turns of one conversation are.
+            candidates = [paths[-1 - int(age) % len(paths)] for age in rng.gamma(1, branching * 100, 16)]
+            parent = max(candidates, key=len)
+            shared = parent[: min(int(owed), full)]
+        owed -= len(shared)
+        path = (*shared, *itertools.islice(fresh, blocks - len(shared)))
+        paths.append(path[:full])
+        requests.append(
+            TraceRequest(index, float(arrivals_s[index]), int(prompt_tokens[index]), int(output_tokens[index]), path)
+        )
+    return Trace("prefix_tree", tuple(requests), block_size)
+
+
+def chat(
+    sessions: int,
+    *,
+    session_rate: float,
+    turns: float,
+    think_s: float,
+    system: Lengths,
+    question: Lengths,
+    answer: Lengths,
+    seed: int,
+    system_prompts: int = 4,
+    block_size: int = 512,
+) -> Trace:
+    """Conversations: every turn repeats the whole history, so later turns hit what earlier turns left.
+
+    Args:
+        sessions: how many conversations.
+        session_rate: conversations that start per second (a Poisson process).
+        turns: mean turns per conversation (geometric, at least 1).
+        think_s: mean seconds between turns (exponential).
+        system: tokens of a system prompt; `system_prompts` different ones are shared by all conversations.
+        question: new tokens of the user's turn.
+        answer: output tokens.
+        seed: of everything random.
+        system_prompts: number of different system prompts.
+        block_size: tokens per block.
+    """
+    if sessions < 1 or turns < 1 or think_s <= 0 or system_prompts < 1:
+        raise TraceError(
+            f"sessions {sessions}, turns {turns}, think_s {think_s}, system_prompts {system_prompts}: "
+            "use at least 1 session, turn and system prompt, and a positive think time."
+        )
+    rng = np.random.default_rng(seed)
+    fresh = itertools.count()
+    # Whole blocks, so that all conversations with one system prompt share it entirely.
+    systems = [tuple(itertools.islice(fresh, max(1, int(n) // block_size))) for n in system.draw(system_prompts, rng)]
+    requests = []
+    for start_s in arrivals(sessions, session_rate, rng):
+        # Full blocks of the last prompt: its partial last block is filled further by the answer, so it is named anew.
+        known = systems[rng.integers(system_prompts)]
+        tokens, arrival_s = len(known) * block_size, float(start_s)
+        for _ in range(rng.geometric(1 / turns)):
+            tokens += int(question.draw(1, rng)[0])
+            answered = int(answer.draw(1, rng)[0])
+            path = (*known, *itertools.islice(fresh, -(-tokens // block_size) - len(known)))
+            requests.append(TraceRequest(0, arrival_s, tokens, answered, path))
+            known = path[: tokens // block_size]
+            tokens += answered
+            arrival_s += float(rng.exponential(think_s))
+    requests.sort(key=lambda request: request.arrival_s)
+    return Trace("chat", tuple(dataclasses.replace(r, id=i) for i, r in enumerate(requests)), block_size)
+
+
+def write_mooncake(path: str | os.PathLike[str], trace: Trace) -> None:
+    """Writes a trace in Mooncake's format (times in whole milliseconds)."""
+    with pathlib.Path(path).open("w", encoding="utf-8") as file:
+        for request in trace.requests:
+            record = {
+                "timestamp": round(request.arrival_s * 1000),
+                "input_length": request.input_tokens,
+                "output_length": request.output_tokens,
+                "hash_ids": list(request.block_ids),
+            }
+            file.write(json.dumps(record) + "\n")

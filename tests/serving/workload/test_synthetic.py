@@ -1,0 +1,96 @@
+"""Synthetic workloads have the rates, lengths and hit rates that were asked for; the same seed, the same workload."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from serving.workload.errors import TraceError
+from serving.workload.requests import Trace
+from serving.workload.synthetic import Lengths, arrivals, chat, prefix_tree, write_mooncake
+from serving.workload.traces import read_trace
+
+
+def unlimited_hit_rate(trace: Trace) -> float:
+    """Hit blocks over all blocks with a cache that forgets nothing."""
+    seen: set[int] = set()
+    hits = total = 0
+    for request in trace.requests:
+        hits += sum(block in seen for block in request.block_ids)
+        total += len(request.block_ids)
+        seen.update(request.block_ids)
+    return hits / total
+
+
+@pytest.mark.parametrize("cv", [0.0, 0.5, 1.0, 3.0])
+def test_arrivals_have_their_rate_and_variation(rng: np.random.Generator, cv: float) -> None:
+    gaps = np.diff(arrivals(20_000, 5.0, rng, cv))
+    # Three standard errors of the mean; the variation itself is heavier tailed.
+    assert gaps.mean() == pytest.approx(0.2, rel=max(1e-9, 3 * cv / 20_000**0.5))
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.1, abs=1e-9)
+
+
+def test_lengths_have_their_mean_and_bounds(rng: np.random.Generator) -> None:
+    drawn = Lengths(1000, cv=0.5, low=100, high=100_000).draw(20_000, rng)
+    assert drawn.mean() == pytest.approx(1000, rel=0.02)
+    assert drawn.std() == pytest.approx(500, rel=0.05)
+    assert set(Lengths(7).draw(10, rng)) == {7}
+
+
+@pytest.mark.parametrize("hit_rate", [0.0, 0.3, 0.5, 0.8])
+def test_prefix_trees_reach_their_hit_rate(rng: np.random.Generator, hit_rate: float) -> None:
+    inputs, outputs = Lengths(8000, cv=0.8, low=600), Lengths(200, cv=1.0)
+    trace = prefix_tree(arrivals(3000, 4.0, rng), inputs, outputs, hit_rate, seed=1)
+    assert unlimited_hit_rate(trace) == pytest.approx(hit_rate, abs=0.02)
+    assert trace == prefix_tree(np.array([r.arrival_s for r in trace.requests]), inputs, outputs, hit_rate, seed=1)
+
+
+def make_chat(seed: int = 0) -> Trace:
+    return chat(
+        60,
+        session_rate=2.0,
+        turns=4.0,
+        think_s=5.0,
+        system=Lengths(1500),
+        question=Lengths(300, cv=1.0),
+        answer=Lengths(250, cv=1.0),
+        seed=seed,
+    )
+
+
+def test_chats_repeat_their_history() -> None:
+    trace = make_chat()
+    assert trace == make_chat()
+    assert trace != make_chat(seed=1)
+    assert [request.id for request in trace.requests] == list(range(len(trace.requests)))
+    for request in trace.requests:
+        assert len(request.block_ids) == -(-request.input_tokens // trace.block_size)
+    # An id stands for a whole prefix: wherever it appears, the same ids come before it.
+    before: dict[int, tuple[int, ...]] = {}
+    for request in trace.requests:
+        for position, block in enumerate(request.block_ids):
+            assert before.setdefault(block, request.block_ids[:position]) == request.block_ids[:position]
+    assert 0.3 < unlimited_hit_rate(trace) < 0.95
+
+
+def test_written_traces_are_read_back(tmp_path: pathlib.Path) -> None:
+    trace = make_chat()
+    write_mooncake(tmp_path / "chat.jsonl", trace)
+    back = read_trace(tmp_path / "chat.jsonl")
+    origin = round(trace.requests[0].arrival_s, 3)
+    for ours, theirs in zip(trace.requests, back.requests, strict=True):
+        assert (ours.input_tokens, ours.output_tokens, ours.block_ids) == (
+            theirs.input_tokens,
+            theirs.output_tokens,
+            theirs.block_ids,
+        )
+        assert ours.arrival_s - origin == pytest.approx(theirs.arrival_s, abs=2e-3)
+
+
+def test_impossible_workloads_are_refused(rng: np.random.Generator) -> None:
+    with pytest.raises(TraceError, match="not possible"):
+        Lengths(5, low=10)
+    with pytest.raises(TraceError, match="rate 0"):
+        arrivals(5, 0, rng)
+    with pytest.raises(TraceError, match="`hit_rate` 1"):
+        prefix_tree(np.zeros(3), Lengths(5), Lengths(5), 1.0, seed=0)
