@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.kernels.paged_attention import paged_attention, write_kv
+from model.sharding import shard_attend
 from model.transformer import Attend, merge
 
 PAGE_SIZE = 4
@@ -49,9 +50,10 @@ def paged_attend(config: ModelConfig, positions: jax.Array, max_query_len: int) 
     return attend
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def paged_step(definition, weights, tokens, positions, kv):
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def paged_step(definition, weights, tokens, positions, kv, mesh=None):
     """Logits [tokens, vocab] of the next tokens of one sequence, and the cache with them in it."""
     model = merge(definition, weights)
-    hidden, kv = model(tokens, positions, paged_attend(model.config, positions, len(tokens)), kv)
+    attend = shard_attend(paged_attend(model.config, positions, len(tokens)), mesh)
+    hidden, kv = model(tokens, positions, attend, kv)
     return model.logits(hidden), kv

@@ -1,5 +1,6 @@
 """Tensor parallelism over CPU devices computes what one device computes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,44 +8,66 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.config import ModelConfig
 from model.sharding import KV_SPEC, MeshError, check_mesh, parse_mesh, shard_attend, shard_model, weight_sharding
-from model.transformer import Transformer, causal_attend, merge, split
+from model.transformer import Transformer, split
+from tests.model.paged import empty_pools, paged_step
 
 CONFIG = ModelConfig(
     model_type="llama",
     vocab_size=67,  # A prime: the vocabulary stays whole.
     hidden_size=32,
-    num_layers=2,
+    num_layers=1,
     num_heads=16,
     num_kv_heads=8,
     head_dim=4,
     intermediate_size=64,
 )
+FEATURES = dataclasses.replace(
+    CONFIG,
+    model_type="qwen3_moe",
+    num_layers=2,
+    vocab_size=64,
+    qk_norm=True,
+    qkv_bias=True,
+    output_bias=True,
+    tie_embeddings=True,
+    sliding_window=3,
+    num_experts=4,
+    experts_per_token=2,
+    moe_intermediate_size=16,
+    dense_mlp_layers=(0,),
+)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _logits(definition, weights, tokens, mesh):
-    model = merge(definition, weights)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
-    attend = shard_attend(causal_attend(CONFIG), mesh, kv_spec=None)
-    return model.logits(model(tokens, positions, attend, None)[0])
+def _generate(model: Transformer, mesh: Mesh | None) -> jax.Array:
+    """Logits [7, vocab] of a prefill of 5 tokens and two decode steps through the paged cache."""
+    definition, weights = split(model)
+    kv = empty_pools(model.config, 7)
+    if mesh is not None:
+        kv = jax.device_put(kv, NamedSharding(mesh, KV_SPEC))
+    tokens = jnp.array([3, 1, 4, 1, 5, 9, 2], jnp.int32)
+    logits = []
+    for start, end in ((0, 5), (5, 6), (6, 7)):
+        out, kv = paged_step(definition, weights, tokens[start:end], jnp.arange(start, end), kv, mesh)
+        logits.append(out)
+    assert mesh is None or kv.k.sharding.spec[1] == "tp"
+    return np.concatenate(logits)
 
 
-@pytest.mark.parametrize("size", [2, 4, 8])
-def test_tensor_parallel_logits_equal_those_of_one_device(size: int):
-    tokens = jax.random.randint(jax.random.key(0), (2, 5), 0, CONFIG.vocab_size)
-    model = Transformer(CONFIG, nnx.Rngs(0))
+_on_one_device = functools.cache(lambda config: _generate(Transformer(config, nnx.Rngs(0)), None))
+
+
+@pytest.mark.parametrize(("config", "size"), [(CONFIG, 2), (CONFIG, 4), (CONFIG, 8), (FEATURES, 4)])
+def test_tensor_parallel_logits_equal_those_of_one_device(config: ModelConfig, size: int):
     mesh = parse_mesh(f"tp:{size}")
-    definition, weights = split(shard_model(model, mesh))
-    assert max(len(weight.sharding.device_set) for weight in weights) == size
-    q_proj = merge(definition, weights).layers[0].self_attn.q_proj.weight[...]
+    sharded = shard_model(Transformer(config, nnx.Rngs(0)), mesh)
+    q_proj = sharded.layers[0].self_attn.q_proj.weight[...]
     assert {shard.data.shape for shard in q_proj.addressable_shards} == {(64 // size, 32)}
-    np.testing.assert_allclose(
-        _logits(definition, weights, tokens, mesh), _logits(*split(model), tokens, None), atol=2e-6
-    )  # sums over heads and the MLP are split, so float32 rounds differently
+    # Sums over heads and the MLP are split, so float32 rounds differently.
+    np.testing.assert_allclose(_generate(sharded, mesh), _on_one_device(config), atol=5e-6)
 
 
 def test_a_sharded_attend_sees_its_own_heads_and_the_whole_of_what_it_closes_over():
