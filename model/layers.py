@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from model.kernels.linear import linear
+
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 
@@ -16,17 +18,8 @@ def normal(scale: float) -> Initializer:
 
 
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x` [*batch, in] times `weight` [out, in], transposed: float32 [*batch, out].
-
-    The spelling is the one that XLA:CPU runs fast: [out, in] weights, no transpose, no upcast of the weight, and never
-    a bfloat16 matrix-vector product, which converts the whole weight to float32 (model/NOTES.md has the numbers).
-    """
-    flat = x.reshape(-1, x.shape[-1]).astype(weight.dtype)
-    rows = flat.shape[0]
-    if rows == 1 and weight.dtype == jnp.bfloat16:
-        flat = lax.optimization_barrier(jnp.concatenate([flat, flat]))
-    out = lax.dot_general(flat, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return out[:rows].reshape(*x.shape[:-1], -1)
+    """`x` [*batch, in] times `weight` [out, in], transposed: float32 [*batch, out]."""
+    return linear(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
 
 
 class Linear(nnx.Module):

@@ -11,17 +11,14 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "../parallel_for.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -490,38 +487,6 @@ void Attend(const Attention& a, const Task& task) {
   }
 }
 
-// ---- running on XLA's threads --------------------------------------------------------------------------------------
-
-// Calls body(0) ... body(count - 1), in the caller and in up to `threads - 1` others. The caller works too and waits
-// only for calls that have begun, so it cannot deadlock in a pool whose other threads are busy.
-void ParallelFor(ffi::ThreadPool& pool, int threads, int count, std::function<void(int)> body) {
-  struct State {
-    std::function<void(int)> body;
-    std::atomic<int> next{0};
-    std::mutex mutex;
-    std::condition_variable done;
-    int count, finished = 0;
-  };
-  auto state = std::make_shared<State>();
-  state->body = std::move(body);
-  state->count = count;
-  const auto work = [state] {
-    int finished = 0;
-    for (int i; (i = state->next.fetch_add(1)) < state->count; ++finished) state->body(i);
-    if (finished == 0) return;
-    std::lock_guard<std::mutex> lock(state->mutex);
-    state->finished += finished;
-    if (state->finished == state->count) state->done.notify_one();
-  };
-  for (int t = 1; t < std::min(threads, count); ++t) {
-    auto helper = work;
-    pool.Schedule(std::move(helper));
-  }
-  work();
-  std::unique_lock<std::mutex> lock(state->mutex);
-  state->done.wait(lock, [&] { return state->finished == state->count; });
-}
-
 std::vector<Task> Tasks(const Attention& a) {
   const int most = std::max(1, kMaxRows / a.group);
   std::vector<Task> tasks;
@@ -601,7 +566,7 @@ ffi::Error PagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer
   const std::vector<Task> tasks = Tasks(a);
   // Waking a thread costs some microseconds: not for less than about 50 microseconds of work.
   const int threads = keys * a.q_heads * a.head_dim > (1 << 20) ? pool.num_threads() : 1;
-  ParallelFor(pool, threads, tasks.size(), [&](int i) { kernel(a, tasks[i]); });
+  halfmoon::ParallelFor(pool, threads, tasks.size(), [&](int i) { kernel(a, tasks[i]); });
   return ffi::Error::Success();
 }
 

@@ -1,4 +1,4 @@
-"""Builds `cpu_kernels.cc` on first use and registers its handlers with XLA.
+"""Builds the C++ kernels of all ops on first use and registers their handlers with XLA.
 
 The library is compiled with the machine's g++ against the headers of the installed jaxlib, whose FFI is versioned, and
 kept in `$XDG_CACHE_HOME/halfmoon` (default `~/.cache/halfmoon`) under a name made of everything it depends on.
@@ -20,12 +20,15 @@ import jaxlib.version
 
 _logger = logging.getLogger(__name__)
 
-_SOURCE = pathlib.Path(__file__).with_name("cpu_kernels.cc")
+_KERNELS = pathlib.Path(__file__).parent.parent
+_SOURCES = tuple(_KERNELS / op / "cpu_kernels.cc" for op in ("paged_attention", "linear"))
+_HEADERS = (_KERNELS / "parallel_for.h",)
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 _NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _HANDLERS = {
     "halfmoon_paged_attention": "HalfmoonPagedAttention",
     "halfmoon_write_kv": "HalfmoonWriteKV",
+    "halfmoon_linear": "HalfmoonLinear",
 }
 
 
@@ -52,7 +55,7 @@ def _build() -> pathlib.Path:
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if not compiler:
         raise UnavailableError("no g++ was found; install it, or name another compiler in CXX.")
-    source = _SOURCE.read_bytes()
+    source = b"".join(file.read_bytes() for file in (*_SOURCES, *_HEADERS))
     about = [jaxlib.version.__version__, compiler, *_FLAGS, *sorted(flags)]
     digest = hashlib.sha256(source + "\n".join(about).encode()).hexdigest()[:24]
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "halfmoon"
@@ -64,7 +67,7 @@ def _build() -> pathlib.Path:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             built = pathlib.Path(folder) / path.name
-            command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(built)]
+            command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", *map(str, _SOURCES), "-o", str(built)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
             if done.returncode:
                 raise UnavailableError(f"{compiler} failed: {done.stderr.strip()[-800:]}")

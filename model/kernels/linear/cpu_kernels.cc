@@ -1,0 +1,161 @@
+// A few rows times a weight on AVX-512 CPUs, as an XLA FFI handler: out[m, n] = sum over k of x[m, k] * weight[n, k].
+//
+// With few rows the time goes into reading the weight, once, so the weight is neither packed nor copied, and while the
+// arithmetic of eight weight rows runs, the next eight are prefetched. A tile keeps 16 dot products in registers. The
+// sum of a row runs in the same order whatever other rows there are: results do not depend on the batch, bit for bit.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../parallel_for.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+constexpr int64_t kDepth = 1024;       // a slice of k: eight weight rows and as many of x stay in L2
+constexpr int kColumns = 8;            // weight rows that go together
+constexpr int64_t kTaskBytes = 1 << 17;
+constexpr int64_t kAloneBytes = 1 << 18;  // a smaller weight is not worth waking a thread
+
+struct BF16 { uint16_t bits; };
+
+template <typename T>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  static constexpr int kLanes = 16;
+  using Vector = __m512;
+  static Vector Load(const float* p) { return _mm512_loadu_ps(p); }
+  static __m512 MultiplyAdd(__m512 sum, Vector a, Vector b) { return _mm512_fmadd_ps(a, b, sum); }
+};
+
+template <>
+struct Simd<BF16> {
+  static constexpr int kLanes = 32;
+#ifdef __AVX512BF16__
+  using Vector = __m512bh;
+  static Vector Load(const BF16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static __m512 MultiplyAdd(__m512 sum, Vector a, Vector b) { return _mm512_dpbf16_ps(sum, a, b); }
+#else
+  using Vector = __m512i;
+  static Vector Load(const BF16* p) { return _mm512_loadu_si512(p); }
+  static __m512 Odd(Vector x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000))); }
+  static __m512 Even(Vector x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+  static __m512 MultiplyAdd(__m512 sum, Vector a, Vector b) {
+    return _mm512_fmadd_ps(Odd(a), Odd(b), _mm512_fmadd_ps(Even(a), Even(b), sum));
+  }
+#endif
+};
+
+// Lane i of the result is the sum of the lanes of v[i], added in an order that does not depend on i.
+inline __m512 Sums(const __m512 v[16]) {
+  __m512 pairs[8], quarters[4], halves[2];
+  for (int i = 0; i < 8; ++i)
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    quarters[i] =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  for (int i = 0; i < 2; ++i)
+    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(quarters[2 * i], quarters[2 * i + 1], 0x88),
+                              _mm512_shuffle_f32x4(quarters[2 * i], quarters[2 * i + 1], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                       _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+}
+
+template <typename T>
+struct Operands {
+  const T *x, *weight;
+  float* out;
+  int64_t rows, size, columns;  // x [rows, size], weight [columns, size], out [rows, columns]
+};
+
+// NR * MR <= 16 dot products of `depth` elements from (m, n, k) on. Each of the ceil(rows / 4) tiles that share the
+// weight rows prefetches its part of the next ones, so that memory and arithmetic overlap; a line too much is harmless.
+template <typename T, int NR, int MR>
+inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t depth) {
+  using S = Simd<T>;
+  const int64_t size = o.size;
+  const T *x = o.x + m * size + k, *weight = o.weight + n * size + k;
+  const int shift = o.rows <= 4 ? 0 : o.rows <= 8 ? 1 : 2;
+  const T* ahead = weight + kColumns * size + (m / 4) * (depth >> shift);
+  __m512 sums[16];
+  for (__m512& sum : sums) sum = _mm512_setzero_ps();
+  for (int64_t i = 0; i < depth; i += S::kLanes) {
+    typename S::Vector xs[MR];
+    for (int r = 0; r < MR; ++r) xs[r] = S::Load(x + r * size + i);
+    for (int c = 0; c < NR; ++c) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + c * size + (i >> shift)), _MM_HINT_T0);
+      const typename S::Vector w = S::Load(weight + c * size + i);
+      for (int r = 0; r < MR; ++r) sums[r * NR + c] = S::MultiplyAdd(sums[r * NR + c], w, xs[r]);
+    }
+  }
+  alignas(64) float dots[16];
+  _mm512_store_ps(dots, Sums(sums));
+  for (int r = 0; r < MR; ++r) {
+    float* out = o.out + (m + r) * o.columns + n;
+    for (int c = 0; c < NR; ++c) out[c] = k > 0 ? out[c] + dots[r * NR + c] : dots[r * NR + c];
+  }
+}
+
+// All rows of x times NR weight rows, from k on.
+template <typename T, int NR>
+inline void Rows(const Operands<T>& o, int64_t n, int64_t k, int64_t depth) {
+  constexpr int kHalf = NR > 4 ? NR / 2 : NR;
+  int64_t m = 0;
+  for (; m + 4 <= o.rows; m += 4)
+    for (int c = 0; c < NR; c += kHalf) Tile<T, kHalf, 4>(o, m, n + c, k, depth);
+  switch (o.rows - m) {
+    case 1: return Tile<T, NR, 1>(o, m, n, k, depth);
+    case 2: return Tile<T, NR, 2>(o, m, n, k, depth);
+    case 3:
+      for (int c = 0; c < NR; c += kHalf) Tile<T, kHalf, 3>(o, m, n + c, k, depth);
+  }
+}
+
+template <typename T>
+void Columns(const Operands<T>& o, int64_t from, int64_t to) {
+  int64_t n = from;
+  for (; n + kColumns <= to; n += kColumns)
+    for (int64_t k = 0; k < o.size; k += kDepth) Rows<T, kColumns>(o, n, k, std::min(kDepth, o.size - k));
+  for (; n < to; ++n)
+    for (int64_t k = 0; k < o.size; k += kDepth) Rows<T, 1>(o, n, k, std::min(kDepth, o.size - k));
+}
+
+template <typename T>
+ffi::Error Run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& weight, float* out) {
+  const Operands<T> o{static_cast<const T*>(x.untyped_data()), static_cast<const T*>(weight.untyped_data()), out,
+                      x.dimensions()[0], x.dimensions()[1], weight.dimensions()[0]};
+  if (o.size % Simd<T>::kLanes) return ffi::Error::InvalidArgument("linear: unsupported size");
+  const int64_t row_bytes = std::max<int64_t>(o.size * sizeof(T), 1);
+  const int64_t step = std::max<int64_t>(kTaskBytes / row_bytes / kColumns, 1) * kColumns;
+  const int threads = o.columns * row_bytes > kAloneBytes ? pool.num_threads() : 1;
+  halfmoon::ParallelFor(pool, threads, (o.columns + step - 1) / step,
+                        [&](int task) { Columns(o, task * step, std::min((task + 1) * step, o.columns)); });
+  return ffi::Error::Success();
+}
+
+ffi::Error Linear(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weight,
+                  ffi::Result<ffi::Buffer<ffi::F32>> out) {
+  if (x.element_type() != weight.element_type()) return ffi::Error::InvalidArgument("linear: dtypes differ");
+  switch (weight.element_type()) {
+    case ffi::DataType::F32: return Run<float>(pool, x, weight, out->typed_data());
+    case ffi::DataType::BF16: return Run<BF16>(pool, x, weight, out->typed_data());
+    default: return ffi::Error::InvalidArgument("linear: unsupported dtype");
+  }
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(HalfmoonLinear, Linear,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
