@@ -12,9 +12,6 @@ from model.kernels.linear import cpu_ffi, xla
 _BACKENDS: dict[str, types.ModuleType] = {"cpu_ffi": cpu_ffi, "xla": xla}
 IMPLEMENTATIONS = tuple(_BACKENDS)
 
-# The most rows for which the CPU kernel beats XLA's matrix product (model/NOTES.md).
-_CPU_ROWS = {"float32": 32, "bfloat16": 8}
-
 
 def linear(x: jax.Array, weight: jax.Array, implementation: str | None = None) -> jax.Array:
     """Multiplies rows by a weight, transposed; accumulates in float32.
@@ -37,8 +34,7 @@ def linear(x: jax.Array, weight: jax.Array, implementation: str | None = None) -
         if reason := _BACKENDS[implementation].unsupported(x, weight):
             raise NotImplementedError(f"`implementation={implementation!r}` does not take this case: {reason}")
         return _linear(x, weight, implementation)
-    few = x.shape[0] <= _CPU_ROWS.get(weight.dtype.name, 0)
-    if not few or cpu_ffi.unsupported(x, weight):
+    if x.shape[0] > cpu_ffi.rows_it_wins(weight.dtype) or cpu_ffi.unsupported(x, weight):
         return _linear(x, weight, "xla")
     if jax.default_backend() == "cpu":
         return _linear(x, weight, "cpu_ffi")

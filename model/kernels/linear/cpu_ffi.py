@@ -11,6 +11,13 @@ from model.kernels.paged_attention.manual import result_type, vary_alike
 _LANES = {"float32": 16, "bfloat16": 32}
 
 
+def rows_it_wins(dtype: jnp.dtype) -> int:
+    """The most rows for which this backend is faster than XLA's matrix product (model/NOTES.md)."""
+    if dtype == jnp.bfloat16:
+        return 512 if cpu_library.has_amx() else 8
+    return 32
+
+
 def unsupported(x: jax.Array, weight: jax.Array) -> str | None:
     """Why this backend cannot take the case, or None."""
     lanes = _LANES.get(weight.dtype.name)

@@ -3,11 +3,17 @@
 // With few rows the time goes into reading the weight, once, so the weight is neither packed nor copied, and while the
 // arithmetic of eight weight rows runs, the next eight are prefetched. A tile keeps 16 dot products in registers. The
 // sum of a row runs in the same order whatever other rows there are: results do not depend on the batch, bit for bit.
+// Where the CPU has AMX, bfloat16 takes its tile products instead, 16 columns by 16 rows of x, to the same end.
 
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
 
 #include "../parallel_for.h"
 #include "xla/ffi/api/ffi.h"
@@ -128,15 +134,124 @@ void Columns(const Operands<T>& o, int64_t from, int64_t to) {
     for (int64_t k = 0; k < o.size; k += kDepth) Rows<T, 1>(o, n, k, std::min(kDepth, o.size - k));
 }
 
+// ---- bfloat16 on AMX ------------------------------------------------------------------------------------------------
+
+#ifdef __AMX_BF16__
+
+// The operating system hands out tile registers to those who ask.
+bool HasAmx() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Offsets of a column of a 16-wide array.
+inline __m512i Column16() {
+  return _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+}
+
+// x by groups of 16 rows, transposed, in pairs along k: [groups, size / 2, 16] 32-bit pairs; rows past the end are 0.
+void Pack(const Operands<BF16>& o, int64_t group, uint32_t* packed) {
+  const int64_t pairs = o.size / 2, count = std::min<int64_t>(16, o.rows - 16 * group);
+  uint32_t* to = packed + group * pairs * 16;
+  if (count < 16) std::memset(to, 0, pairs * 16 * sizeof(uint32_t));
+  for (int64_t r = 0; r < count; ++r) {
+    const BF16* row = o.x + (16 * group + r) * o.size;
+    for (int64_t i = 0; i < pairs; i += 16)
+      _mm512_i32scatter_epi32(to + i * 16 + r, Column16(), _mm512_loadu_si512(row + 2 * i), 4);
+  }
+}
+
+// 32 columns from n on times one or two groups of rows.
+template <int kGroups>
+void TilesAmx(const Operands<BF16>& o, const uint32_t* packed, int64_t group, int64_t n) {
+  const BF16* weight = o.weight + n * o.size;
+  const int64_t stride = o.size * sizeof(BF16), pairs = o.size / 2;
+  const uint32_t* x = packed + group * pairs * 16;
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kGroups == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t k = 0; k < o.size; k += 32) {
+    if (group == 0)
+      for (int c = 0; c < 32; ++c)
+        _mm_prefetch(reinterpret_cast<const char*>(weight + (32 + c) * o.size + k), _MM_HINT_T0);
+    _tile_loadd(4, weight + k, stride);
+    _tile_loadd(5, weight + 16 * o.size + k, stride);
+    _tile_loadd(6, x + k * 8, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 5, 6);
+    if constexpr (kGroups == 2) {
+      _tile_loadd(7, x + (pairs + k / 2) * 16, 64);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  alignas(64) float sums[2 * kGroups][16][16];  // [tile, column, row of x]
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  if constexpr (kGroups == 2) {
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+  }
+  for (int g = 0; g < kGroups; ++g)
+    for (int64_t r = 0; r < std::min<int64_t>(16, o.rows - 16 * (group + g)); ++r)
+      for (int h = 0; h < 2; ++h)
+        _mm512_storeu_ps(o.out + (16 * (group + g) + r) * o.columns + n + 16 * h,
+                         _mm512_i32gather_ps(Column16(), &sums[2 * g + h][0][r], 4));
+}
+
+void ColumnsAmx(const Operands<BF16>& o, const uint32_t* packed, int64_t from, int64_t to) {
+  const TileShapes shapes;
+  _tile_loadconfig(&shapes);
+  const int64_t groups = (o.rows + 15) / 16;
+  int64_t n = from;
+  for (; n + 32 <= to; n += 32) {
+    int64_t group = 0;
+    for (; group + 2 <= groups; group += 2) TilesAmx<2>(o, packed, group, n);
+    if (group < groups) TilesAmx<1>(o, packed, group, n);
+  }
+  _tile_release();
+  Columns(o, n, to);
+}
+
+#endif
+
+// ---- dispatch -------------------------------------------------------------------------------------------------------
+
 template <typename T>
 ffi::Error Run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& weight, float* out) {
   const Operands<T> o{static_cast<const T*>(x.untyped_data()), static_cast<const T*>(weight.untyped_data()), out,
                       x.dimensions()[0], x.dimensions()[1], weight.dimensions()[0]};
   if (o.size % Simd<T>::kLanes) return ffi::Error::InvalidArgument("linear: unsupported size");
   const int64_t row_bytes = std::max<int64_t>(o.size * sizeof(T), 1);
-  const int64_t step = std::max<int64_t>(kTaskBytes / row_bytes / kColumns, 1) * kColumns;
+  const int64_t step = std::max<int64_t>(kTaskBytes / row_bytes / 32, 1) * 32;
   const int threads = o.columns * row_bytes > kAloneBytes ? pool.num_threads() : 1;
-  halfmoon::ParallelFor(pool, threads, (o.columns + step - 1) / step,
+  const int64_t tasks = (o.columns + step - 1) / step;
+#ifdef __AMX_BF16__
+  if constexpr (std::is_same_v<T, BF16>) {
+    if (HasAmx()) {
+      thread_local std::vector<uint32_t> scratch;
+      const int64_t groups = (o.rows + 15) / 16;
+      scratch.resize(groups * 16 * o.size / 2);
+      uint32_t* packed = scratch.data();
+      halfmoon::ParallelFor(pool, groups > 4 ? threads : 1, groups, [&](int group) { Pack(o, group, packed); });
+      halfmoon::ParallelFor(pool, threads, tasks, [&](int task) {
+        ColumnsAmx(o, packed, task * step, std::min((task + 1) * step, o.columns));
+      });
+      return ffi::Error::Success();
+    }
+  }
+#endif
+  halfmoon::ParallelFor(pool, threads, tasks,
                         [&](int task) { Columns(o, task * step, std::min((task + 1) * step, o.columns)); });
   return ffi::Error::Success();
 }

@@ -43,6 +43,11 @@ def unavailable() -> str | None:
     return None
 
 
+def has_amx() -> bool:
+    """Whether the kernels multiply bfloat16 on AMX tiles."""
+    return unavailable() is None and "amx_bf16" in _cpu_flags()
+
+
 class UnavailableError(Exception):
     """This machine cannot build or load the CPU kernels."""
 

@@ -12,8 +12,8 @@ from model.kernels.linear import IMPLEMENTATIONS, linear
 from model.kernels.paged_attention import cpu_library
 from model.sharding import parse_mesh, weight_sharding
 
-# (columns, size): tails of the blocks of 8 columns, one vector, several slices of 1024, uneven last slice.
-SHAPES = [(8, 32), (13, 64), (5, 1536), (40, 2048), (21, 2080)]
+# (columns, size): tails of the blocks of 8 and of 32 columns, one vector, several slices of 1024, uneven last slice.
+SHAPES = [(8, 32), (77, 64), (5, 1536), (40, 2048), (21, 2080)]
 
 
 def _operands(rows: int, columns: int, size: int, dtype) -> tuple[jax.Array, jax.Array]:
@@ -32,7 +32,7 @@ def implementation(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_float64(implementation: str, dtype: str, shape: tuple[int, int]):
-    for rows in (1, 2, 3, 4, 7, 8, 9, 21):
+    for rows in (1, 2, 3, 4, 7, 8, 9, 21, 40):
         x, weight = _operands(rows, *shape, dtype)
         out = linear(x, weight, implementation)
         expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
