@@ -16,8 +16,8 @@ from model.transformer import Transformer, causal_attend, merge, split
 from tests.goldens import make
 from tests.model.paged import empty_pools, paged_step
 
-# Logits are of order 1 to 10 and float32; transformers sums in another order.
-TOLERANCE = 2e-4
+# Logits are float32 of order 4, and transformers sums in another order: 5e-6 was measured.
+TOLERANCE = 2e-5
 
 
 @functools.partial(jax.jit, static_argnums=0)

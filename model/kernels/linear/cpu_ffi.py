@@ -14,7 +14,7 @@ _LANES = {"float32": 16, "bfloat16": 32}
 def rows_it_wins(dtype: jnp.dtype) -> int:
     """The most rows for which this backend is faster than XLA's matrix product (model/NOTES.md)."""
     if dtype == jnp.bfloat16:
-        return 512 if cpu_library.has_amx() else 8
+        return 128 if cpu_library.has_amx() else 8
     return 32
 
 
