@@ -1,8 +1,8 @@
 """Mixture of experts: a router picks `experts_per_token` SwiGLUs for each token (Mixtral, arXiv:2401.04088; Qwen3-MoE).
 
 No token is dropped and no expert has a capacity. Tokens are sorted by expert and cut into blocks of one expert each,
-and a loop runs over the blocks; it reads the weights of routed experts only. On XLA:CPU, `lax.ragged_dot` multiplies
-every token by every expert instead and is 5 to 50 times slower (model/NOTES.md).
+which `grouped_linear` multiplies by that expert's weights; it reads the weights of routed experts only. On XLA:CPU,
+`lax.ragged_dot` multiplies every token by every expert instead and is 5 to 50 times slower (model/NOTES.md).
 """
 
 import jax
@@ -11,7 +11,8 @@ from flax import nnx
 from jax import lax
 
 from model.config import ModelConfig
-from model.layers import Linear, matmul, normal
+from model.kernels.linear import grouped_linear
+from model.layers import Linear, normal
 
 MAX_BLOCK = 64
 """Rows of a block; more would be mostly padding unless each expert gets hundreds of tokens."""
@@ -30,14 +31,9 @@ class Experts(nnx.Module):
 
     def __call__(self, blocks: jax.Array, experts: jax.Array) -> jax.Array:
         """Runs each block [N, rows, hidden] through its expert (int32 [N])."""
-        gate, up, down = self.gate_proj[...], self.up_proj[...], self.down_proj[...]
-
-        def run(block_and_expert: tuple[jax.Array, jax.Array]) -> jax.Array:
-            x, expert = block_and_expert
-            inner = jax.nn.silu(matmul(x, gate[expert])) * matmul(x, up[expert])
-            return matmul(inner, down[expert]).astype(x.dtype)
-
-        return lax.map(run, (blocks, experts))
+        gate = grouped_linear(blocks, self.gate_proj[...], experts)
+        inner = jax.nn.silu(gate) * grouped_linear(blocks, self.up_proj[...], experts)
+        return grouped_linear(inner, self.down_proj[...], experts).astype(blocks.dtype)
 
 
 class MixtureOfExperts(nnx.Module):

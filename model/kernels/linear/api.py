@@ -27,38 +27,50 @@ def linear(x: jax.Array, weight: jax.Array, implementation: str | None = None) -
     Raises:
       NotImplementedError: the named implementation does not take this case.
     """
+    return grouped_linear(x[None], weight[None], jnp.zeros(1, jnp.int32), implementation)[0]
+
+
+def grouped_linear(x: jax.Array, weights: jax.Array, which: jax.Array, implementation: str | None = None) -> jax.Array:
+    """`linear` of each block of rows with its own choice among several weights: the products of a mixture of experts.
+
+    Args:
+      x: `[blocks, rows, size]`, cast to the weights' dtype.
+      weights: `[n, columns, size]`; only those chosen are read.
+      which: int32 `[blocks]`, the weight of each block.
+      implementation: as in `linear`.
+
+    Returns:
+      float32 `[blocks, rows, columns]`.
+    """
     if implementation is not None and implementation not in _BACKENDS:
         raise ValueError(f"`implementation` is {implementation!r}; it must be one of {IMPLEMENTATIONS} or None.")
-    x = x.astype(weight.dtype)
+    x = x.astype(weights.dtype)
     if implementation is not None:
-        if reason := _BACKENDS[implementation].unsupported(x, weight):
+        if reason := _BACKENDS[implementation].unsupported(x, weights):
             raise NotImplementedError(f"`implementation={implementation!r}` does not take this case: {reason}")
-        return _linear(x, weight, implementation)
-    if x.shape[0] > cpu_ffi.rows_it_wins(weight.dtype) or cpu_ffi.unsupported(x, weight):
-        return _linear(x, weight, "xla")
+        return _grouped(x, weights, which, implementation)
+    if x.shape[1] > cpu_ffi.rows_it_wins(weights) or cpu_ffi.unsupported(x, weights):
+        return _grouped(x, weights, which, "xla")
     if jax.default_backend() == "cpu":
-        return _linear(x, weight, "cpu_ffi")
+        return _grouped(x, weights, which, "cpu_ffi")
     on = {"cpu": "cpu_ffi", "default": "xla"}
-    branches = {name: functools.partial(_linear, implementation=backend) for name, backend in on.items()}
-    return lax.platform_dependent(x, weight, **branches)
+    branches = {name: functools.partial(_grouped, implementation=backend) for name, backend in on.items()}
+    return lax.platform_dependent(x, weights, which, **branches)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _linear(x: jax.Array, weight: jax.Array, implementation: str) -> jax.Array:
-    return _BACKENDS[implementation].linear(x, weight)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _grouped(x: jax.Array, weights: jax.Array, which: jax.Array, implementation: str) -> jax.Array:
+    return _BACKENDS[implementation].grouped_linear(x, weights, which)
 
 
-def _forward(x: jax.Array, weight: jax.Array, implementation: str):
-    return _linear(x, weight, implementation), (x, weight)
+def _forward(x: jax.Array, weights: jax.Array, which: jax.Array, implementation: str):
+    return _grouped(x, weights, which, implementation), (x, weights, which)
 
 
-def _backward(implementation: str, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    x, weight = saved
-    gradient = gradient.astype(weight.dtype)
-    dot = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
-    to_x = dot(gradient, weight, (((1,), (0,)), ((), ())))
-    to_weight = dot(gradient, x, (((0,), (0,)), ((), ())))
-    return to_x.astype(x.dtype), to_weight.astype(weight.dtype)
+def _backward(implementation: str, saved: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array):
+    x, weights, which = saved
+    _, pull_back = jax.vjp(lambda x, weights: xla.grouped_linear(x, weights, which), x, weights)
+    return *pull_back(gradient), None
 
 
-_linear.defvjp(_forward, _backward)
+_grouped.defvjp(_forward, _backward)

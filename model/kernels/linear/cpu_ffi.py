@@ -11,28 +11,30 @@ from model.kernels.paged_attention.manual import result_type, vary_alike
 _LANES = {"float32": 16, "bfloat16": 32}
 
 
-def rows_it_wins(dtype: jnp.dtype) -> int:
-    """The most rows for which this backend is faster than XLA's matrix product (model/NOTES.md)."""
-    if dtype == jnp.bfloat16:
-        return 128 if cpu_library.has_amx() else 8
-    return 32
+def rows_it_wins(weights: jax.Array) -> int:
+    """The most rows (of a block) for which this backend is faster than XLA's matrix product (model/NOTES.md)."""
+    if weights.dtype == jnp.bfloat16 and cpu_library.has_amx():
+        return 128
+    if weights.shape[0] > 1:
+        return 64  # XLA copies a weight out of several, on jax 0.10 all of them.
+    return 8 if weights.dtype == jnp.bfloat16 else 32
 
 
-def unsupported(x: jax.Array, weight: jax.Array) -> str | None:
+def unsupported(x: jax.Array, weights: jax.Array) -> str | None:
     """Why this backend cannot take the case, or None."""
-    lanes = _LANES.get(weight.dtype.name)
+    lanes = _LANES.get(weights.dtype.name)
     if lanes is None:
-        return f"the weight is {weight.dtype}; it must be one of {', '.join(_LANES)}."
+        return f"the weight is {weights.dtype}; it must be one of {', '.join(_LANES)}."
     if x.shape[-1] % lanes:
-        return f"size is {x.shape[-1]}; for {weight.dtype} it must be a multiple of {lanes}."
-    mesh = jax.typeof(weight).sharding.mesh
+        return f"size is {x.shape[-1]}; for {weights.dtype} it must be a multiple of {lanes}."
+    mesh = jax.typeof(weights).sharding.mesh
     if mesh.size > 1 and any(kind != AxisType.Manual for kind in mesh.axis_types):
         return f"the weight lies on a mesh {dict(mesh.shape)}, over which XLA cannot divide an opaque call."
     return cpu_library.unavailable()
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """float32 `[rows, columns]` of `x` `[rows, size]` and `weight` `[columns, size]` of one dtype."""
-    x, weight = vary_alike(x, weight)
-    out = result_type((x.shape[0], weight.shape[0]), jnp.dtype(jnp.float32), like=x)
-    return jax.ffi.ffi_call("halfmoon_linear", out, vmap_method="sequential")(x, weight)
+def grouped_linear(x: jax.Array, weights: jax.Array, which: jax.Array) -> jax.Array:
+    """float32 `[blocks, rows, columns]` of `x` `[blocks, rows, size]` and `weights` `[n, columns, size]`."""
+    x, weights, which = vary_alike(x, weights, which)
+    out = result_type((*x.shape[:2], weights.shape[1]), jnp.dtype(jnp.float32), like=x)
+    return jax.ffi.ffi_call("halfmoon_linear", out, vmap_method="sequential")(x, weights, which)

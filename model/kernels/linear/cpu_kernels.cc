@@ -228,10 +228,7 @@ void ColumnsAmx(const Operands<BF16>& o, const uint32_t* packed, int64_t from, i
 // ---- dispatch -------------------------------------------------------------------------------------------------------
 
 template <typename T>
-ffi::Error Run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& weight, float* out) {
-  const Operands<T> o{static_cast<const T*>(x.untyped_data()), static_cast<const T*>(weight.untyped_data()), out,
-                      x.dimensions()[0], x.dimensions()[1], weight.dimensions()[0]};
-  if (o.size % Simd<T>::kLanes) return ffi::Error::InvalidArgument("linear: unsupported size");
+void Run(ffi::ThreadPool& pool, const Operands<T>& o) {
   const int64_t row_bytes = std::max<int64_t>(o.size * sizeof(T), 1);
   const int64_t step = std::max<int64_t>(kTaskBytes / row_bytes / 32, 1) * 32;
   const int threads = o.columns * row_bytes > kAloneBytes ? pool.num_threads() : 1;
@@ -247,21 +244,36 @@ ffi::Error Run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuf
       halfmoon::ParallelFor(pool, threads, tasks, [&](int task) {
         ColumnsAmx(o, packed, task * step, std::min((task + 1) * step, o.columns));
       });
-      return ffi::Error::Success();
+      return;
     }
   }
 #endif
   halfmoon::ParallelFor(pool, threads, tasks,
                         [&](int task) { Columns(o, task * step, std::min((task + 1) * step, o.columns)); });
+}
+
+// Block b of x [blocks, rows, size] times weight `which[b]` of [weights, columns, size].
+template <typename T>
+ffi::Error RunBlocks(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& weights,
+                     const int32_t* which, float* out) {
+  const auto xd = x.dimensions(), wd = weights.dimensions();
+  const int64_t rows = xd[1], size = xd[2], columns = wd[1];
+  if (size % Simd<T>::kLanes) return ffi::Error::InvalidArgument("linear: unsupported size");
+  for (int64_t block = 0; block < xd[0]; ++block) {
+    const int64_t weight = std::clamp<int64_t>(which[block], 0, wd[0] - 1);
+    Run<T>(pool, {static_cast<const T*>(x.untyped_data()) + block * rows * size,
+                  static_cast<const T*>(weights.untyped_data()) + weight * columns * size, out + block * rows * columns,
+                  rows, size, columns});
+  }
   return ffi::Error::Success();
 }
 
-ffi::Error Linear(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weight,
+ffi::Error Linear(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weights, ffi::Buffer<ffi::S32> which,
                   ffi::Result<ffi::Buffer<ffi::F32>> out) {
-  if (x.element_type() != weight.element_type()) return ffi::Error::InvalidArgument("linear: dtypes differ");
-  switch (weight.element_type()) {
-    case ffi::DataType::F32: return Run<float>(pool, x, weight, out->typed_data());
-    case ffi::DataType::BF16: return Run<BF16>(pool, x, weight, out->typed_data());
+  if (x.element_type() != weights.element_type()) return ffi::Error::InvalidArgument("linear: dtypes differ");
+  switch (weights.element_type()) {
+    case ffi::DataType::F32: return RunBlocks<float>(pool, x, weights, which.typed_data(), out->typed_data());
+    case ffi::DataType::BF16: return RunBlocks<BF16>(pool, x, weights, which.typed_data(), out->typed_data());
     default: return ffi::Error::InvalidArgument("linear: unsupported dtype");
   }
 }
@@ -273,4 +285,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(HalfmoonLinear, Linear,
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from model.kernels.linear import IMPLEMENTATIONS, linear
+from model.kernels.linear import IMPLEMENTATIONS, grouped_linear, linear
 from model.kernels.paged_attention import cpu_library
 from model.sharding import parse_mesh, weight_sharding
 
@@ -39,6 +39,30 @@ def test_equals_float64(implementation: str, dtype: str, shape: tuple[int, int])
         assert out.dtype == jnp.float32
         # Products are exact in bfloat16; both dtypes round the running sum of `size` terms to float32.
         np.testing.assert_allclose(out, expected, rtol=0, atol=2e-6 * shape[1] ** 0.5 * 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_each_block_has_its_own_choice_of_weight(implementation: str, dtype: str, rows: int):
+    x, weights = (operand.reshape(6, -1, 64) for operand in _operands(6 * rows, 6 * 21, 64, dtype))
+    which = jnp.array([2, 0, 2, 5, 5, 1], jnp.int32)
+    out = grouped_linear(x, weights, which, implementation)
+    for block, weight in enumerate(which):
+        np.testing.assert_array_equal(out[block], linear(x[block], weights[weight], implementation))
+
+
+def test_gradients_of_grouped_weights(implementation: str):
+    x, weights = (operand.reshape(4, -1, 32) for operand in _operands(12, 32, 32, "float32"))
+    which = jnp.array([3, 1, 3, 0], jnp.int32)
+
+    def loss(x, weights, multiply):
+        return jnp.sum(jnp.sin(multiply(x, weights)))
+
+    ours = functools.partial(grouped_linear, which=which, implementation=implementation)
+    actual = jax.grad(loss, (0, 1))(x, weights, ours)
+    expected = jax.grad(loss, (0, 1))(x, weights, lambda x, w: jnp.einsum("brk,bck->brc", x, w[which]))
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
