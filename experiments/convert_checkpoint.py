@@ -13,7 +13,7 @@ from experiments.common import model_flags
 from experiments.common.flags import SEED
 from experiments.common.results import print_table
 from model.checkpoints import CheckpointError, load, save, save_hf
-from model.config import UnsupportedModelError
+from model.config import ConfigError
 from model.sharding import MeshError
 
 SOURCE = flags.DEFINE_string("source", None, "Hugging Face or Orbax folder, or a preset.", required=True)
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
             save_hf(target, model)
         else:
             save(target, model)
-    except (CheckpointError, UnsupportedModelError, MeshError, FileNotFoundError) as error:
+    except (CheckpointError, ConfigError, MeshError) as error:
         raise SystemExit(str(error)) from error
     copied = [name for name in COMPANIONS if (source / name).exists()]
     for name in copied:

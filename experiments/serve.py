@@ -19,7 +19,7 @@ from experiments.common import flags as common
 from experiments.common import model_flags
 from experiments.common.process import with_huge_pages
 from model.checkpoints import CheckpointError, load
-from model.config import UnsupportedModelError
+from model.config import ConfigError
 from model.sharding import MeshError
 from model.tokenizer import Tokenizer
 from model.training.vocabulary import train_tokenizer
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
         tokenizer = tokenizer_for(MODEL.value)
         engine = Engine(config, model, sizes, mesh=mesh, eos_ids={*tokenizer.eos_ids, *config.eos_ids})
         warm_up(engine, console)
-    except (CheckpointError, EngineError, MeshError, ServerError, UnsupportedModelError) as error:
+    except (CheckpointError, ConfigError, EngineError, MeshError, ServerError) as error:
         raise SystemExit(str(error)) from error
     name = SERVED_MODEL_NAME.value or pathlib.Path(MODEL.value).resolve().name
     application = create_app(

@@ -14,7 +14,11 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
-class UnsupportedModelError(ValueError):
+class ConfigError(ValueError):
+    """A `config.json` is damaged, incomplete, or describes no possible model."""
+
+
+class UnsupportedModelError(ConfigError):
     """A `config.json` asks for something that this transformer does not compute."""
 
 
@@ -85,22 +89,23 @@ class ModelConfig:
             )
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise ConfigError(
                 f"`num_heads` must be a multiple of `num_kv_heads`, got {self.num_heads} and {self.num_kv_heads}."
             )
         if self.head_dim % 2:
-            raise ValueError(f"`head_dim` must be even (RoPE rotates pairs), got {self.head_dim}.")
+            raise ConfigError(f"`head_dim` must be even (RoPE rotates pairs), got {self.head_dim}.")
         if self.experts_per_token > self.num_experts:
-            raise ValueError(f"Cannot route {self.experts_per_token} experts per token out of {self.num_experts}.")
+            raise ConfigError(f"Cannot route {self.experts_per_token} experts per token out of {self.num_experts}.")
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any] | str | os.PathLike[str]) -> "ModelConfig":
         """Reads a Hugging Face `config.json`: the parsed dict, the file, or the folder that holds it.
 
         From a folder, `generation_config.json` adds its end-of-sequence ids. Raises `UnsupportedModelError` naming
-        every field that this transformer does not compute, and `ValueError` naming every required field that is absent.
+        every field that this transformer does not compute, and `ConfigError` naming every required field that is
+        absent, or the file that is damaged.
         """
         if isinstance(source, Mapping):
             return _from_hf_dict(source)
@@ -108,10 +113,10 @@ class ModelConfig:
         path = path / "config.json" if path.is_dir() else path
         if not path.exists():
             raise FileNotFoundError(f"No `config.json` at {path}. Name a folder with a Hugging Face checkpoint.")
-        config = _from_hf_dict(json.loads(path.read_text()))
+        config = _from_hf_dict(_read_json(path))
         generation = path.with_name("generation_config.json")
         if generation.exists():
-            more = _ids(json.loads(generation.read_text()).get("eos_token_id"))
+            more = _ids(_read_json(generation).get("eos_token_id"))
             config = dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more))))
         return config
 
@@ -159,6 +164,16 @@ def dtype_bytes(dtype: Any) -> int:
     return np.dtype(dtype).itemsize
 
 
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}). Fetch it again.") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
+    return value
+
+
 def _ids(value: int | list[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
@@ -184,7 +199,7 @@ def _from_hf_dict(hf: Mapping[str, Any]) -> ModelConfig:
     if model_type == "qwen3_moe":
         required = (*required, "num_experts_per_tok", "moe_intermediate_size")
     if missing := [name for name in required if hf.get(name) is None]:
-        raise ValueError(f"The config of a `{model_type}` model lacks {', '.join(missing)}.")
+        raise ConfigError(f"The config of a `{model_type}` model lacks {', '.join(missing)}.")
     if unsupported := _unsupported(hf):
         raise UnsupportedModelError(f"The config of a `{model_type}` model asks for {'; '.join(unsupported)}.")
     heads = hf["num_attention_heads"]

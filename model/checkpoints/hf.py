@@ -83,7 +83,10 @@ def load_hf(
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Handles to every tensor of a checkpoint, by name; none is read yet."""
     if (folder / INDEX).exists():
-        files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        try:
+            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError) as error:
+            raise CheckpointError(f"{folder / INDEX} is damaged ({error!r}). Fetch it again.") from error
     else:
         files = [SINGLE]
     if absent := [name for name in files if not (folder / name).exists()]:

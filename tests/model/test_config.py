@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from model.config import ModelConfig, RopeConfig, UnsupportedModelError, dtype_bytes
+from model.config import ConfigError, ModelConfig, RopeConfig, UnsupportedModelError, dtype_bytes
 from tests.goldens import make
 
 LLAMA = make.CONFIGS["llama_gqa"]
@@ -37,7 +37,7 @@ def test_everything_unsupported_is_listed_at_once():
 
 
 def test_missing_fields_are_listed_at_once():
-    with pytest.raises(ValueError, match="lacks hidden_size, num_hidden_layers"):
+    with pytest.raises(ConfigError, match="lacks hidden_size, num_hidden_layers"):
         ModelConfig.from_hf({"model_type": "llama", "vocab_size": 4, "num_attention_heads": 1, "intermediate_size": 4})
 
 
@@ -56,6 +56,13 @@ def test_end_of_sequence_ids_come_from_both_files(tmp_path: pathlib.Path):
 
 def test_a_folder_without_a_config_is_an_error_that_names_it(tmp_path: pathlib.Path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        ModelConfig.from_hf(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "must hold a JSON object, not a list")])
+def test_a_damaged_config_is_an_error_that_names_it(tmp_path: pathlib.Path, text: str, message: str):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"config\.json {message}"):
         ModelConfig.from_hf(tmp_path)
 
 
