@@ -1,0 +1,183 @@
+"""Replay a trace through a simulated cluster: `python -m experiments.simulate_cluster --trace=trace.jsonl`.
+
+The Conductor is the one that schedules live clusters; only time is simulated.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+
+from attention_offload.errors import OffloadError
+from experiments.common.flags import SEED, out_folder
+from experiments.common.results import print_table, start_meta, write_result
+from model.config import UnsupportedModelError
+from serving.conductor import SLO, ConductorConfig
+from serving.conductor.admission import ADMISSIONS
+from serving.conductor.conductor import QUEUE_ORDERS
+from serving.conductor.errors import ConductorError
+from serving.conductor.placement import PLACEMENTS
+from serving.simulator.cache import EVICTIONS
+from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
+from serving.simulator.errors import SimulatorError
+from serving.simulator.performance import named_performance, read_performance
+from serving.simulator.recorder import Recorder, hottest_blocks
+from serving.workload.errors import TraceError
+from serving.workload.outcomes import totals, write_requests
+from serving.workload.requests import Trace
+from serving.workload.traces import read_trace
+
+TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
+SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
+START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
+JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
+PREFILL = flags.DEFINE_integer("prefill", 8, "Prefill nodes.", lower_bound=0)
+DECODE = flags.DEFINE_integer("decode", 8, "Decode nodes.", lower_bound=0)
+COUPLED = flags.DEFINE_integer("coupled", 0, "Nodes that do both; needs --prefill=0 --decode=0.", lower_bound=0)
+CHUNK = flags.DEFINE_integer("chunk", 0, "Prefill tokens per iteration of a coupled node; 0 = prefill first.")
+MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset such as llama3-70b, or a path to an HF config.json.")
+DEVICE = flags.DEFINE_string("device", "a800x8", "Device and count per node, such as h100x8.")
+CALIBRATION = flags.DEFINE_string("calibration", None, "Measured performance (JSON); replaces --model and --device.")
+PLACEMENT = flags.DEFINE_enum("placement", "kvcache_centric", PLACEMENTS, "Prefill placement.")
+ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Whom to refuse.")
+THRESHOLD = flags.DEFINE_float("threshold", 1.0, "kvcache_balancing_threshold of kvcache_centric.")
+QUEUE = flags.DEFINE_enum("queue", "fifo", QUEUE_ORDERS, "Order of prefill queues.")
+FAIR = flags.DEFINE_bool("fair", False, "Share prefill evenly among competing tenants.")
+LEARN = flags.DEFINE_bool("learn", False, "Refine time estimates online.")
+EVICTION = flags.DEFINE_enum("eviction", "lru", EVICTIONS, "Of each node's KVCache.")
+HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a node in host memory.", lower_bound=0)
+SSD_TOKENS = flags.DEFINE_integer("ssd_tokens", 0, "KVCache of a node on SSD.", lower_bound=0)
+TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+FAIL = flags.DEFINE_multi_string("fail", [], "seconds:node, a node that dies then.")
+JOIN = flags.DEFINE_multi_string("join", [], "seconds:node, a node that starts only then.")
+PLOTS = flags.DEFINE_bool("plots", False, "Write load, replica and hit-rate plots.")
+TIMELINE = flags.DEFINE_bool("timeline", False, "Write trace.json for Perfetto.")
+
+
+def _timed_nodes(flag: str, entries: Sequence[str]) -> tuple[tuple[float, int], ...]:
+    try:
+        return tuple((float(seconds), int(node)) for seconds, node in (entry.split(":") for entry in entries))
+    except ValueError:
+        raise app.UsageError(f"--{flag}={','.join(entries)}: use seconds:node, such as --{flag}=60:3.") from None
+
+
+def _config(block_size: int) -> ClusterConfig:
+    conductor = ConductorConfig(
+        placement=PLACEMENT.value,
+        admission=ADMISSION.value,
+        threshold=THRESHOLD.value,
+        slo=SLO(TTFT_SLO_S.value, TBT_SLO_S.value),
+        queue_order=QUEUE.value,
+        fair=FAIR.value,
+        learn=LEARN.value,
+        seed=SEED.value,
+    )
+    return ClusterConfig(
+        prefill=PREFILL.value,
+        decode=DECODE.value,
+        coupled=COUPLED.value,
+        conductor=conductor,
+        host_blocks=HOST_TOKENS.value // block_size,
+        ssd_blocks=SSD_TOKENS.value // block_size,
+        eviction=EVICTION.value,
+        chunk=CHUNK.value,
+        failures=_timed_nodes("fail", FAIL.value),
+        joins=_timed_nodes("join", JOIN.value),
+    )
+
+
+def _totals(result: SimulationResult, price_per_hour: float, started_cpu_s: float) -> dict[str, Any]:
+    prompt_tokens = sum(outcome.input_tokens for outcome in result.outcomes if outcome.ttft_s is not None)
+    prefills = sum(outcome.ttft_s is not None for outcome in result.outcomes)
+    return totals(result.outcomes, TTFT_SLO_S.value, TBT_SLO_S.value) | {
+        "prefill_time_s_mean": result.prefill_s / max(1, prefills),
+        "wasted_prefill_s": result.wasted_prefill_s,
+        "hit_rate_by_tier": {tier: tokens / max(1, prompt_tokens) for tier, tokens in result.hits_by_tier.items()},
+        "rejections": result.rejections,
+        "estimator_errors": result.errors,
+        "cost": result.node_hours * price_per_hour,
+        "events": result.events,
+        "cpu_s": time.process_time() - started_cpu_s,
+    }
+
+
+def _save_plots(out: pathlib.Path, recorder: Recorder, hit_rates: dict[str, float]) -> None:
+    from experiments.common.plots import save_curves
+
+    samples = recorder.samples
+    loads = {
+        name: [(sample.time_s, getattr(sample, name)) for sample in samples] for name in ("prefill_load", "decode_load")
+    }
+    save_curves(out / "load.png", "Load over SLO", "s", "load", loads)
+    if samples and samples[0].replicas:
+        replicas = {f"rank {r}": [(s.time_s, s.replicas[r]) for s in samples] for r in samples[0].replicas}
+        save_curves(out / "replicas.png", "Replicas of hot blocks", "s", "nodes", replicas)
+    save_curves(out / "hits.png", "Hit rate by tier", "tier", "hit rate", {"hit rate": list(hit_rates.items())})
+
+
+def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    flat = {}
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": part for key, part in value.items()}
+        else:
+            flat[name] = value
+    return [{"total": name, "value": value} for name, value in flat.items()]
+
+
+def _simulate(trace: Trace, out: pathlib.Path, meta: dict[str, Any], started_cpu_s: float) -> None:
+    performance = (
+        read_performance(CALIBRATION.value) if CALIBRATION.value else named_performance(MODEL.value, DEVICE.value)
+    )
+    recorder = None
+    if PLOTS.value or TIMELINE.value:
+        recorder = Recorder(timeline=TIMELINE.value, watched=hottest_blocks(trace.requests))
+    config = _config(trace.block_size)
+    result = Simulation(config, performance, recorder).run(trace)
+    write_requests(out / "requests.jsonl", result.outcomes)
+    summary = _totals(result, performance.price_per_hour, started_cpu_s)
+    if recorder is not None:
+        if PLOTS.value:
+            _save_plots(out, recorder, summary["hit_rate_by_tier"])
+        if TIMELINE.value:
+            recorder.write_timeline(out / "trace.json")
+    rows = [dataclasses.asdict(sample) for sample in recorder.samples] if recorder else []
+    print_table(_rows(summary), f"{trace.name}: {', '.join(trace.notes) or 'read as it is'}; {performance.source}")
+    write_result(out, meta | {"performance": dataclasses.asdict(performance)}, rows, summary)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+    started_cpu_s = time.process_time()
+    out = out_folder("simulate_cluster")
+    config = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}
+    meta = start_meta(config, SEED.value)
+    try:
+        trace = read_trace(
+            TRACE.value,
+            start=START.value,
+            limit=LIMIT.value,
+            speed=SPEED.value,
+            jitter_s=JITTER_S.value,
+            seed=SEED.value,
+        )
+        _simulate(trace, out, meta, started_cpu_s)
+    except (
+        TraceError,
+        ConductorError,
+        SimulatorError,
+        OffloadError,
+        UnsupportedModelError,
+        FileNotFoundError,
+    ) as error:
+        raise app.UsageError(str(error)) from error
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,110 @@
+"""Admission: whom to refuse before any compute is spent (Mooncake arXiv, section 7).
+
+Loads are predicted latencies over their SLOs. `baseline` looks at each stage when it begins, so a request may be
+refused after its prefill; `early_rejection` looks at both at arrival, with today's decode load; `predicted` with the
+decode load of the moment when the prefill will end; `length_aware` predicts that load per request, from how long
+outputs really are; `deferred` does not refuse for decode load but lets requests wait at the Conductor while their TTFT
+allows it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from serving.conductor.errors import ConductorError
+from serving.conductor.estimators import Occupancy, OutputLengths, TimeModel
+from serving.conductor.placement import Choice, ClusterView
+from serving.conductor.types import SLO, DecodeInstance
+
+ADMISSIONS = ("none", "baseline", "early_rejection", "predicted", "length_aware", "deferred")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outlook:
+    """What admission decides on: the beliefs of the Conductor at `now` about one request.
+
+    `decode_s` is the TBT that the selected decode instance would have with everything assigned to it.
+    """
+
+    view: ClusterView
+    costs: TimeModel
+    occupancy: Occupancy
+    lengths: OutputLengths
+    choice: Choice
+    decode: DecodeInstance
+    context_tokens: float
+    now: float
+
+
+# The TBT, in seconds, on which the decode stage is judged at arrival.
+DecodeForecast = Callable[[Outlook], float]
+
+
+def _pool_tbt_s(outlook: Outlook, requests: float) -> float:
+    """TBT when so many requests and one more are spread evenly over the decode pool."""
+    batch = (requests + 1) / max(1, len(outlook.view.decode_order))
+    return outlook.costs.decode_s(batch, batch * outlook.context_tokens)
+
+
+def current_tbt_s(outlook: Outlook) -> float:
+    """From the requests that decode now: blind to those still in prefill, hence the oscillation of section 7.3."""
+    return _pool_tbt_s(outlook, outlook.occupancy.running)
+
+
+def predicted_tbt_s(outlook: Outlook) -> float:
+    """From the requests that will decode when this prefill ends, each for t_d seconds (section 7.4)."""
+    return _pool_tbt_s(outlook, outlook.occupancy.at(outlook.now + outlook.choice.ttft_s))
+
+
+def length_aware_tbt_s(outlook: Outlook) -> float:
+    """On the selected instance: each present request counts with its chance of still running when this prefill ends."""
+    decode, costs = outlook.decode, outlook.costs
+    step_s = costs.decode_s(decode.present, decode.present_tokens)
+    more = outlook.choice.ttft_s / step_s
+    mean = outlook.lengths.mean
+    leaving = decode.present * (1 - outlook.lengths.survival(int(mean / 2), more))
+    batch = decode.assigned - leaving + 1
+    mean_tokens = (decode.assigned_tokens + outlook.context_tokens) / (decode.assigned + 1)
+    return costs.decode_s(batch, batch * mean_tokens)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """When to refuse.
+
+    Attributes:
+        checks_ttft: refuse at arrival when the predicted TTFT misses its SLO.
+        forecast: TBT judged at arrival; `None` does not look.
+        checks_late: the decode instance looks again when the prefill is done.
+        defers: wait for decode instead of refusing.
+    """
+
+    name: str
+    checks_ttft: bool
+    forecast: DecodeForecast | None
+    checks_late: bool
+    defers: bool = False
+
+    def reason(self, outlook: Outlook, slo: SLO, waited_s: float) -> tuple[str | None, float]:
+        """Why to refuse ("ttft" or "tbt"; `None` = accept), and the forecast TBT in seconds."""
+        if self.checks_ttft and waited_s + outlook.choice.ttft_s > slo.ttft_s:
+            return "ttft", 0.0
+        if self.forecast is None:
+            return None, 0.0
+        tbt_s = self.forecast(outlook)
+        return ("tbt" if tbt_s > slo.tbt_s else None), tbt_s
+
+
+def admission_policy(name: str) -> AdmissionPolicy:
+    """The policy called `name`, one of `ADMISSIONS`."""
+    policies = (
+        AdmissionPolicy("none", False, None, False),
+        AdmissionPolicy("baseline", True, None, True),
+        AdmissionPolicy("early_rejection", True, current_tbt_s, True),
+        AdmissionPolicy("predicted", True, predicted_tbt_s, True),
+        AdmissionPolicy("length_aware", True, length_aware_tbt_s, True),
+        AdmissionPolicy("deferred", True, length_aware_tbt_s, True, defers=True),
+    )
+    for policy in policies:
+        if policy.name == name:
+            return policy
+    raise ConductorError(f"No admission `{name}`; known: {', '.join(ADMISSIONS)}.")

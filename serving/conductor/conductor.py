@@ -1,0 +1,215 @@
+"""The Conductor: one decision per request, and the reports that keep its view of the cluster true.
+
+It reads no clock: every method takes `now`, in seconds on the caller's clock. Live and simulated clusters call the same
+methods: `schedule` at arrival; `prefill_done`, `decode_started` and `decode_done` as a request goes on; `release` when
+something ended, for requests that were told to wait.
+"""
+
+import dataclasses
+import heapq
+from typing import Generic, TypeVar
+
+from serving.conductor.admission import Outlook, admission_policy
+from serving.conductor.errors import ConductorError
+from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
+from serving.conductor.placement import ClusterView, placement_policy
+from serving.conductor.types import SLO, Deferral, Placement, Rejection, SchedulableRequest
+
+Request = TypeVar("Request", bound=SchedulableRequest)
+QUEUE_ORDERS = ("fifo", "shortest")
+# One priority level outweighs any waiting time.
+_PRIORITY_S = 1e9
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConductorConfig:
+    """How to schedule.
+
+    Attributes:
+        placement: one of `PLACEMENTS`.
+        admission: one of `ADMISSIONS`.
+        threshold: kvcache_balancing_threshold of Algorithm 1.
+        slo: limits of TTFT and TBT.
+        queue_order: "fifo", or "shortest": short prefills first, with ageing: a request is overtaken only by those that
+            arrive within `patience` times the difference of their prefill times.
+        patience: of "shortest".
+        fair: share prefill evenly among tenants that compete (virtual clock).
+        learn: refine the time estimates from what instances report.
+        seed: of random placement.
+    """
+
+    placement: str = "kvcache_centric"
+    admission: str = "none"
+    threshold: float = 1.0
+    slo: SLO = dataclasses.field(default_factory=SLO)
+    queue_order: str = "fifo"
+    patience: float = 3.0
+    fair: bool = False
+    learn: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.queue_order not in QUEUE_ORDERS:
+            raise ConductorError(f"No queue order `{self.queue_order}`; known: {', '.join(QUEUE_ORDERS)}.")
+        if not (self.slo.ttft_s > 0 and self.slo.tbt_s > 0):
+            raise ConductorError(f"SLOs are {self.slo.ttft_s} s and {self.slo.tbt_s} s; both must be above 0.")
+
+
+@dataclasses.dataclass(slots=True)
+class _Accepted:
+    placement: Placement
+    arrival_s: float
+    prefill_end_s: float
+    decode_start_s: float | None = None
+
+
+class Conductor(Generic[Request]):
+    """Places, admits, queues and learns."""
+
+    def __init__(self, config: ConductorConfig, view: ClusterView, costs: TimeModel) -> None:
+        self.config = config
+        self.view = view
+        self.estimator = TimeEstimator(costs, config.learn)
+        self.lengths = OutputLengths()
+        self.occupancy = Occupancy()
+        self.rejections: dict[str, int] = {}
+        self._place = placement_policy(config.placement, threshold=config.threshold, seed=config.seed)
+        self._admission = admission_policy(config.admission)
+        self._accepted: dict[int, _Accepted] = {}
+        self._deferred: list[tuple[float, int, Request]] = []
+        self._tenant_tag: dict[str, float] = {}
+        self._context_tokens = 4096.0
+
+    def schedule(self, request: Request, now: float) -> Placement | Rejection | Deferral:
+        """Decides on one request at its arrival."""
+        if not self.view.prefill_order or not self.view.decode_order:
+            return self._refuse(Rejection("no instance", 0.0, 0.0, 1.0))
+        self._context_tokens += (request.input_tokens - self._context_tokens) * 0.01
+        decision = self._decide(request, now)
+        if isinstance(decision, Deferral):
+            heapq.heappush(self._deferred, (self._order(request, now), request.id, request))
+        return decision
+
+    def release(self, now: float) -> tuple[Request, Placement | Rejection] | None:
+        """Decides on the first deferred request, or says that there is still no room; ask again until it does."""
+        if not self._deferred or not self.view.prefill_order or not self.view.decode_order:
+            return None
+        request = self._deferred[0][2]
+        decision = self._decide(request, now)
+        if isinstance(decision, Deferral):
+            return None
+        heapq.heappop(self._deferred)
+        return request, decision
+
+    def drain(self) -> list[Request]:
+        """Takes back all requests that still wait: nothing will come that could release them."""
+        waiting = [request for _, _, request in sorted(self._deferred, key=lambda entry: entry[:2])]
+        self._deferred.clear()
+        return waiting
+
+    @property
+    def deferred(self) -> int:
+        """Requests that wait at the Conductor."""
+        return len(self._deferred)
+
+    def _order(self, request: Request, now: float) -> float:
+        order = request.arrival_s + _PRIORITY_S * request.priority
+        if self.config.fair:
+            order = _PRIORITY_S * request.priority + max(now, self._tenant_tag.get(request.tenant, now))
+        if self.config.queue_order == "shortest":
+            order += self.config.patience * self.estimator.model.prefill_s(request.input_tokens, 0)
+        return order
+
+    def _decide(self, request: Request, now: float) -> Placement | Rejection | Deferral:
+        costs, view, slo = self.estimator.model, self.view, self.config.slo
+        order = self._order(request, now)
+        choice = self._place(view, costs, request, order, now)
+        index = self._select_decode(request, choice.index)
+        if index is None:
+            return self._refuse(Rejection("kv capacity", choice.ttft_s, 0.0, self.occupancy.decode_s))
+        decode = view.decode[index]
+        outlook = Outlook(view, costs, self.occupancy, self.lengths, choice, decode, self._context_tokens, now)
+        reason, tbt_s = self._admission.reason(outlook, slo, now - request.arrival_s)
+        if reason == "tbt" and self._admission.defers:
+            return Deferral(tbt_s)
+        if reason is not None:
+            over_s = choice.ttft_s - slo.ttft_s if reason == "ttft" else self.occupancy.decode_s / 4
+            return self._refuse(Rejection(reason, choice.ttft_s, tbt_s, max(over_s, 0.1)))
+        tbt_s = costs.decode_s(decode.assigned + 1, decode.assigned_tokens + request.input_tokens)
+        placement = Placement(
+            choice.index,
+            index,
+            choice.reused_tokens,
+            choice.source,
+            choice.pulled_tokens,
+            choice.prefill_s,
+            choice.ttft_s,
+            tbt_s,
+            order,
+        )
+        self._accepted[request.id] = _Accepted(placement, request.arrival_s, now + choice.ttft_s)
+        self.occupancy.accept(now + choice.ttft_s)
+        if self.config.fair:
+            self._charge(request, choice.prefill_s, now)
+        return placement
+
+    def _charge(self, request: Request, prefill_s: float, now: float) -> None:
+        """Moves the tenant's virtual clock on by its work over its share of the pool."""
+        active = sum(tag > now for tag in self._tenant_tag.values()) or 1
+        share = len(self.view.prefill_order) / active
+        self._tenant_tag[request.tenant] = max(now, self._tenant_tag.get(request.tenant, now)) + prefill_s / share
+
+    def _select_decode(self, request: Request, prefill: int) -> int | None:
+        """The least predicted TBT among the instances with room for the prompt and a mean output."""
+        needed = request.input_tokens + self.lengths.mean
+        candidates = [prefill] if self.view.coupled else (index for _, index in self.view.decode_order)
+        for index in candidates:
+            decode = self.view.decode[index]
+            if decode.assigned_tokens + needed <= decode.kv_capacity_tokens:
+                return index
+        return None
+
+    def _refuse(self, rejection: Rejection) -> Rejection:
+        self.rejections[rejection.reason] = self.rejections.get(rejection.reason, 0) + 1
+        return rejection
+
+    def prefill_done(
+        self, request: Request, execution_s: float, reused_tokens: int, decodes: bool, now: float
+    ) -> Rejection | None:
+        """The first token is there. Returns a rejection where the decode instance's double-check fails: then the
+        prefill was wasted. `decodes` is false for a request that ends with its first token.
+        """
+        accepted = self._accepted[request.id]
+        self.estimator.observe_prefill(request.input_tokens, reused_tokens, execution_s)
+        self.estimator.observe_ttft(accepted.prefill_end_s - accepted.arrival_s, now - accepted.arrival_s)
+        if not decodes:
+            self.occupancy.drop(accepted.prefill_end_s)
+            del self._accepted[request.id]
+            self.lengths.observe(1)
+            return None
+        if self._admission.checks_late:
+            decode = self.view.decode[accepted.placement.decode]
+            batch, tokens = decode.present + 1, decode.present_tokens + request.input_tokens
+            tbt_s = self.estimator.model.decode_s(batch, tokens)
+            if tbt_s > self.config.slo.tbt_s:
+                self.occupancy.drop(accepted.prefill_end_s)
+                del self._accepted[request.id]
+                return self._refuse(Rejection("tbt, after prefill", now - accepted.arrival_s, tbt_s, 1.0))
+        self.occupancy.start(accepted.prefill_end_s, now)
+        accepted.decode_start_s = now
+        return None
+
+    def decode_done(self, request: Request, output_tokens: int, now: float) -> None:
+        """A request ended with so many tokens."""
+        accepted = self._accepted.pop(request.id)
+        if accepted.decode_start_s is not None:
+            self.occupancy.finish(accepted.decode_start_s, now)
+        self.lengths.observe(output_tokens)
+
+    def forget(self, request: Request) -> None:
+        """A request was lost with its instance; nothing is learned from it."""
+        accepted = self._accepted.pop(request.id)
+        if accepted.decode_start_s is None:
+            self.occupancy.drop(accepted.prefill_end_s)
+        else:
+            self.occupancy.leave(accepted.decode_start_s)

@@ -1,0 +1,229 @@
+"""Prefill placement: Algorithm 1 of Mooncake with both branches, its baselines, and `marginal`, our own.
+
+Corner cases that the paper leaves open are decided so. No block cached anywhere: the local branch. Cached elsewhere but
+not here: the ratio is infinite, so the transfer branch at any finite threshold. The best holder itself: ratio 1, local.
+A threshold of infinity never transfers (that is `cache_aware`). A prompt that is cached whole still computes its last
+token. Ties go to the longest local match; without one, to the instance that has been idle longest.
+"""
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Iterator
+
+from serving.conductor.directory import CacheDirectory, members
+from serving.conductor.errors import ConductorError
+from serving.conductor.estimators import TimeModel
+from serving.conductor.load_order import LoadOrder
+from serving.conductor.types import DecodeInstance, PrefillInstance, SchedulableRequest
+
+# Groups of equal match up to this size are tried one by one; of larger ones, the least loaded member wins anyway.
+_SMALL_GROUP = 16
+# A reordering queue breaks "least loaded first", so the walk looks at a few instances more.
+_WALK = 32
+
+
+@dataclasses.dataclass(slots=True)
+class ClusterView:
+    """The cluster as the Conductor sees it.
+
+    Attributes:
+        prefill, decode: instances by index; those that left keep their place.
+        prefill_order: prefill instances by the time at which their queue ends.
+        decode_order: decode instances by predicted TBT.
+        directory: holders of blocks, by prefill index.
+        block_size: tokens per block.
+        coupled: each instance decodes what it prefilled; indices are those of one pool.
+    """
+
+    prefill: list[PrefillInstance]
+    decode: list[DecodeInstance]
+    block_size: int
+    coupled: bool = False
+    prefill_order: LoadOrder = dataclasses.field(default_factory=LoadOrder)
+    decode_order: LoadOrder = dataclasses.field(default_factory=LoadOrder)
+    directory: CacheDirectory = dataclasses.field(default_factory=CacheDirectory)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """A prefill instance and what it would do: see `Placement` for the fields."""
+
+    index: int
+    reused_tokens: int
+    source: int | None
+    pulled_tokens: int
+    prefill_s: float
+    ttft_s: float
+
+
+# (view, costs, request, order, now) -> Choice
+PlacementPolicy = Callable[[ClusterView, TimeModel, SchedulableRequest, float, float], Choice]
+
+
+def _local(
+    view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float, i: int
+) -> Choice:
+    """Instance `i` with whatever prefix it holds itself."""
+    bit, blocks = 1 << i, 0
+    for depth, mask in view.directory.match(request.block_ids):
+        if mask & bit:
+            blocks = depth
+            break
+    reused = min(blocks * view.block_size, request.input_tokens - 1)
+    prefill_s = costs.prefill_s(request.input_tokens, reused)
+    return Choice(i, reused, None, 0, prefill_s, view.prefill[i].queue_s(now, order) + prefill_s)
+
+
+def random_choice(seed: int) -> PlacementPolicy:
+    """Any instance."""
+    rng = random.Random(seed)
+
+    def choose(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
+        return _local(view, costs, request, order, now, rng.choice(view.prefill_order.indices()))
+
+    return choose
+
+
+def least_loaded(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
+    """The shortest queue, whatever it has cached."""
+    return _local(view, costs, request, order, now, next(iter(view.prefill_order))[1])
+
+
+def kvcache_centric(threshold: float, adaptive: bool = False) -> PlacementPolicy:
+    """Algorithm 1: the least predicted TTFT, over local recomputation and over pulling the longest cached prefix.
+
+    `threshold` is the paper's kvcache_balancing_threshold: the longest match anywhere over the local one, beyond which
+    the missing part is pulled. `adaptive` costs both branches on every instance instead, which is the best threshold
+    for each request; the pull then runs while the request queues.
+    """
+    if not threshold >= 1:
+        raise ConductorError(f"The balancing threshold is {threshold}; it is a ratio of match lengths, so at least 1.")
+
+    def choose(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
+        return _Search(view, costs, request, order, now).best(threshold, adaptive, 0.0)
+
+    return choose
+
+
+def marginal(longest_pressure: float = 4.0) -> PlacementPolicy:
+    """Ours: least TTFT plus the delay that the request's own work causes to those behind it.
+
+    A second of prefill computed on a busy instance is waited for by everyone queued after it, so cached prefixes are
+    worth more than the requester's own time when queues are long. The weight is the running mean of queueing over
+    execution (0 when idle: then it is Algorithm 1 with the adaptive threshold), at most `longest_pressure`.
+    """
+    pressure = 0.0
+
+    def choose(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
+        nonlocal pressure
+        choice = _Search(view, costs, request, order, now).best(1.0, True, pressure)
+        queued = min(longest_pressure, max(0.0, choice.ttft_s / choice.prefill_s - 1))
+        pressure += (queued - pressure) * 0.02
+        return choice
+
+    return choose
+
+
+class _Search:
+    """One request's candidates: few enough to look at, yet never missing the best."""
+
+    __slots__ = ("costs", "groups", "now", "order", "request", "view")
+
+    def __init__(
+        self, view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float
+    ) -> None:
+        self.view, self.costs, self.request, self.order, self.now = view, costs, request, order, now
+        live = view.prefill_order
+        cap = request.input_tokens - 1
+        self.groups = [
+            (min(depth * view.block_size, cap), mask) for depth, mask in view.directory.match(request.block_ids) if live
+        ]
+
+    def candidates(self) -> Iterator[tuple[int, int]]:
+        """(instance, matched tokens).
+
+        Instances of equal match differ by their queue alone, so of a large group only the least loaded counts: the walk
+        from the least loaded instance ends once it has met the longest large group, for whoever follows has a longer
+        queue and no longer match.
+        """
+        live = self.view.prefill_order
+        small, large = 0, []
+        for tokens, mask in self.groups:
+            if mask.bit_count() <= _SMALL_GROUP:
+                small |= mask
+                for index in members(mask):
+                    if index in live:
+                        yield index, tokens
+            else:
+                large.append((tokens, mask))
+        met, walked = False, 0
+        for _, index in live:
+            if met and walked >= _WALK:
+                return
+            bit = 1 << index
+            if small & bit:
+                continue
+            walked += 1
+            for place, (tokens, mask) in enumerate(large):
+                if mask & bit:
+                    yield index, tokens
+                    met |= place == 0
+                    break
+            else:
+                yield index, 0
+                met |= not large
+
+    def source(self, instance: PrefillInstance) -> tuple[int, float]:
+        """The holder of the longest match whose NIC is free first, of the first few, and the wait for it."""
+        waits = []
+        for index in members(self.groups[0][1]):
+            waits.append((instance.pull_wait_s(self.now, index), index))
+            if len(waits) == 4:
+                break
+        wait_s, index = min(waits)
+        return index, wait_s
+
+    def best(self, threshold: float, adaptive: bool, pressure: float) -> Choice:
+        tokens, prefill, costs = self.request.input_tokens, self.view.prefill, self.costs
+        longest = self.groups[0][0] if self.groups else 0
+        whole_s = costs.prefill_s(tokens, longest)
+        least, found = math.inf, None
+        for index, matched in self.candidates():
+            instance = prefill[index]
+            queue_s = instance.queue_s(self.now, self.order)
+            pull = longest > matched and (adaptive or longest > threshold * matched)
+            if not pull or adaptive:
+                prefill_s = costs.prefill_s(tokens, matched)
+                cost = queue_s + prefill_s * (1 + pressure)
+                if cost < least:
+                    least, found = cost, Choice(index, matched, None, 0, prefill_s, queue_s + prefill_s)
+            if pull and queue_s + whole_s * (1 + pressure) < least:
+                source, wait_s = self.source(instance)
+                pull_s = wait_s + costs.transfer_s(longest - matched)
+                ready_s = max(queue_s, pull_s) if adaptive else queue_s + pull_s
+                cost = ready_s + whole_s * (1 + pressure)
+                if cost < least:
+                    least = cost
+                    found = Choice(index, longest, source, longest - matched, whole_s, ready_s + whole_s)
+        if found is None:
+            raise ConductorError("No prefill instance is left; add one before scheduling.")
+        return found
+
+
+def placement_policy(name: str, *, threshold: float = 1.0, seed: int = 0) -> PlacementPolicy:
+    """The policy called `name`, one of `PLACEMENTS`."""
+    policies: dict[str, Callable[[], PlacementPolicy]] = {
+        "random": lambda: random_choice(seed),
+        "least_loaded": lambda: least_loaded,
+        "cache_aware": lambda: kvcache_centric(math.inf),
+        "kvcache_centric": lambda: kvcache_centric(threshold),
+        "kvcache_centric_adaptive": lambda: kvcache_centric(1.0, adaptive=True),
+        "marginal": marginal,
+    }
+    if name not in policies:
+        raise ConductorError(f"No placement `{name}`; known: {', '.join(PLACEMENTS)}.")
+    return policies[name]()
+
+
+PLACEMENTS = ("random", "least_loaded", "cache_aware", "kvcache_centric", "kvcache_centric_adaptive", "marginal")

@@ -1,0 +1,120 @@
+"""What the Conductor is asked, what it sees and what it answers. Live and simulated clusters share these types."""
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+
+class SchedulableRequest(Protocol):
+    """What the Conductor may know of a request when it arrives: never how many tokens it will generate."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def arrival_s(self) -> float: ...
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def block_ids(self) -> Sequence[Hashable]: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def priority(self) -> int: ...
+
+
+class PrefillInstance(Protocol):
+    """A prefill (or coupled) instance, live or simulated.
+
+    Attributes:
+        name: unique in the cluster.
+        index: its bit in the `CacheDirectory` and its place in `ClusterView.prefill`.
+    """
+
+    name: str
+    index: int
+
+    def queue_s(self, now: float, order: float) -> float:
+        """Predicted seconds until a request that sorts at `order` in the queue would start."""
+        ...
+
+    def pull_wait_s(self, now: float, source: int) -> float:
+        """Predicted seconds before a pull of KV from instance `source` could start (congestion of both NICs)."""
+        ...
+
+
+class DecodeInstance(Protocol):
+    """A decode (or coupled) instance.
+
+    Attributes:
+        name, index: as of a prefill instance, in the decode pool.
+        assigned: requests promised to it: in prefill, in transfer, waiting and running.
+        assigned_tokens: KV tokens of those, as far as known.
+        present: requests whose KV has arrived: waiting and running.
+        present_tokens: KV tokens of those.
+        kv_capacity_tokens: device memory for KV.
+    """
+
+    name: str
+    index: int
+
+    @property
+    def assigned(self) -> int: ...
+    @property
+    def assigned_tokens(self) -> int: ...
+    @property
+    def present(self) -> int: ...
+    @property
+    def present_tokens(self) -> int: ...
+    @property
+    def kv_capacity_tokens(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SLO:
+    """Limits in seconds that make a request effective."""
+
+    ttft_s: float = 30.0
+    tbt_s: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request runs.
+
+    Attributes:
+        prefill, decode: instance indices in their pools.
+        reused_tokens: prompt tokens whose KV is not computed again, pulled ones included.
+        source: instance to pull KV from; `None` where only the local cache is used.
+        pulled_tokens: how many of `reused_tokens` come from `source`.
+        predicted_prefill_s: execution alone.
+        predicted_ttft_s: from now: queue, transfer and execution.
+        predicted_tbt_s: on the decode instance with this request in its batch.
+        order: place in the prefill queue; smaller is earlier.
+    """
+
+    prefill: int
+    decode: int
+    reused_tokens: int
+    source: int | None
+    pulled_tokens: int
+    predicted_prefill_s: float
+    predicted_ttft_s: float
+    predicted_tbt_s: float
+    order: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejection:
+    """HTTP 429: why, what would have happened, and when to try again (seconds)."""
+
+    reason: str
+    predicted_ttft_s: float
+    predicted_tbt_s: float
+    retry_after_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deferral:
+    """The request waits at the Conductor, which hands it out through `Conductor.release` once there is room."""
+
+    predicted_tbt_s: float

@@ -1,0 +1,166 @@
+"""A batch that iterates: continuous batching, advanced in closed form between changes of its members.
+
+With b sequences and c tokens of KV an iteration takes base + b * sequence + c * token, and c grows by b with each, so
+the iterations between two changes are an arithmetic progression: their sum, the number that fit into a time, and the
+gaps that each member saw follow without visiting them.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+
+from serving.conductor import TimeModel
+from serving.simulator.flight import Flight
+from serving.simulator.gaps import Progression, iterations_within, longest_mean, progression_sum
+
+# at(time, handler, argument) calls handler(argument, time) then.
+Schedule = Callable[[float, Callable[[int, float], None], int], None]
+_TRIM = 4096
+
+
+class IteratingBatch:
+    """The running batch of one decode (or coupled) instance."""
+
+    def __init__(
+        self,
+        costs: TimeModel,
+        capacity_tokens: int,
+        max_batch: int,
+        at: Schedule,
+        finished: Callable[[Flight, float], None],
+    ) -> None:
+        self.costs = costs
+        self.capacity_tokens = capacity_tokens
+        self.max_batch = max_batch
+        self.waiting: deque[Flight] = deque()
+        self.tokens = 0
+        self.iterations = 0
+        self._at = at
+        self._finished = finished
+        self._reserved = 0
+        self._members: list[tuple[int, int, Flight]] = []
+        self._start_s = 0.0
+        self._last_token_s = 0.0
+        self._first, self._step, self._planned = 0.0, 0.0, 0
+        self._version = 0
+        self._log: list[Progression] = []
+        self._log_base = 0
+
+    @property
+    def size(self) -> int:
+        return len(self._members)
+
+    def join(self, flight: Flight, now: float) -> None:
+        """Takes a request whose KV is here; it joins when the current iteration ends."""
+        self.waiting.append(flight)
+        self._interrupt(now)
+
+    def members(self) -> list[Flight]:
+        """Running requests."""
+        return [flight for _, _, flight in self._members]
+
+    def fail(self) -> list[Flight]:
+        """Drops everything; returns what was here."""
+        lost = [*self.members(), *self.waiting]
+        self._members.clear()
+        self.waiting.clear()
+        self._version += 1
+        self.tokens = self._reserved = self._planned = 0
+        return lost
+
+    def _interrupt(self, now: float) -> None:
+        """Ends the current run of iterations at the next iteration's end."""
+        if not self._planned:
+            self._change(now)
+            return
+        done = iterations_within(self._first, self._step, now - self._start_s) + 1
+        if done < self._planned:
+            self._plan(done)
+
+    def _plan(self, iterations: int) -> None:
+        self._planned = iterations
+        self._version += 1
+        if not iterations:
+            return
+        end_s = self._start_s + progression_sum(self._first, self._step, iterations)
+        self._at(end_s, self._ended, self._version)
+
+    def _ended(self, version: int, now: float) -> None:
+        if version != self._version:
+            return
+        count, first, step = self._planned, self._first, self._step
+        stall_s = self._start_s - self._last_token_s
+        if stall_s > 0:
+            self._log.append((first + stall_s, 0.0, 1))
+            if count > 1:
+                self._log.append((first + step, step, count - 1))
+        else:
+            self._log.append((first, step, count))
+        self.iterations += count
+        self.tokens += count * len(self._members)
+        self._last_token_s = now
+        self._advance_prefill(count, now)
+        while self._members and self._members[0][0] == self.iterations:
+            flight = heapq.heappop(self._members)[2]
+            held = flight.request.input_tokens + flight.request.output_tokens
+            self.tokens -= held
+            self._reserved -= held
+            flight.tbt_s = self._tbt_s(flight)
+            self._finished(flight, now)
+        self._change(now)
+
+    def _change(self, now: float) -> None:
+        """Admits whoever fits and starts the next run of iterations."""
+        joined = self._admit(now)
+        size = len(self._members)
+        if not size:
+            self._log.clear()
+            self._log_base = 0
+        elif len(self._log) > _TRIM:
+            self._trim()
+        self._start_s = now
+        self._first, self._step, most = self._iteration(size)
+        for flight in joined:
+            flight.first_gap_s = now - flight.first_token_s + self._first
+        self._plan(min(most, self._members[0][0] - self.iterations) if size else most)
+
+    def _iteration(self, size: int) -> tuple[float, float, int]:
+        """First term and step of the iteration times from now on, and how many of them follow that rule (0 = idle)."""
+        return self.costs.decode_s(size, self.tokens), self.costs.decode_token * size, 1 << 60 if size else 0
+
+    def _admit(self, now: float) -> list[Flight]:
+        """Requests join in order of arrival once the KV that they will ever need fits."""
+        joined: list[Flight] = []
+        while self.waiting and len(self._members) < self.max_batch:
+            request = self.waiting[0].request
+            needed = request.input_tokens + request.output_tokens
+            if self._reserved + needed > self.capacity_tokens and self._members:
+                break
+            flight = self.waiting.popleft()
+            self._reserved += needed
+            self.tokens += request.input_tokens + 1
+            heapq.heappush(self._members, (self.iterations + request.output_tokens - 1, request.id, flight))
+            flight.log_start = self._log_base + len(self._log)
+            joined.append(flight)
+        if len(joined) == len(self._members):
+            # Nobody waited through what came before, so nobody saw it as a gap.
+            self._last_token_s = now
+        return joined
+
+    def _advance_prefill(self, iterations: int, now: float) -> None:
+        """Where iterations also compute prompts, those that this many iterations computed."""
+        del iterations, now
+
+    def _tbt_s(self, flight: Flight) -> float:
+        """Mean of the longest tenth of the gaps; the first reaches back to the first token."""
+        log = self._log[flight.log_start - self._log_base :]
+        first, step, count = log[0]
+        log[0] = (first + step, step, count - 1)
+        log.append((flight.first_gap_s, 0.0, 1))
+        return longest_mean(log, max(1, (flight.request.output_tokens - 1) // 10))
+
+    def _trim(self) -> None:
+        """Forgets iterations that no running request saw."""
+        oldest = min(flight.log_start for _, _, flight in self._members)
+        del self._log[: oldest - self._log_base]
+        self._log_base = oldest

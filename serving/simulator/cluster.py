@@ -1,0 +1,350 @@
+"""The simulated cluster: a clock, nodes, and the Conductor that would schedule the live one."""
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+from serving.conductor import ClusterView, Conductor, ConductorConfig, Placement, Rejection
+from serving.simulator.cache import EVICTIONS, NodeCache
+from serving.simulator.errors import SimulatorError
+from serving.simulator.flight import Flight
+from serving.simulator.nodes import CoupledNode, DecodeSide, Nic, PrefillSide, transfer
+from serving.simulator.performance import Performance
+from serving.simulator.recorder import Recorder
+from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome
+from serving.workload.requests import Trace, TraceRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """A cluster.
+
+    Attributes:
+        prefill, decode: nodes of each pool.
+        coupled: nodes that do both, instead of the two pools.
+        conductor: how to schedule.
+        host_blocks, ssd_blocks: KVCache of each prefill or coupled node, in blocks of the trace; 5,859 blocks of 512
+            are the 3 M tokens of the paper's nodes.
+        eviction: one of `EVICTIONS`.
+        layer_wise: load, pull and hand over KV layer by layer, hidden behind prefill.
+        max_batch: sequences that one node decodes at once.
+        chunk: tokens of prefill per iteration of a coupled node; 0 = prefill first.
+        failures: (seconds, node) of nodes that die, and `joins` of nodes that start only then. Nodes are numbered
+            through the prefill pool and then the decode pool.
+    """
+
+    prefill: int = 8
+    decode: int = 8
+    coupled: int = 0
+    conductor: ConductorConfig = dataclasses.field(default_factory=ConductorConfig)
+    host_blocks: int = 5859
+    ssd_blocks: int = 0
+    eviction: str = "lru"
+    layer_wise: bool = True
+    max_batch: int = 1024
+    chunk: int = 0
+    failures: tuple[tuple[float, int], ...] = ()
+    joins: tuple[tuple[float, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.coupled and (self.prefill or self.decode):
+            raise SimulatorError(
+                f"{self.coupled} coupled nodes beside {self.prefill} prefill and {self.decode} decode nodes; "
+                "use one kind."
+            )
+        if not self.coupled and (self.prefill < 1 or self.decode < 1):
+            raise SimulatorError(
+                f"{self.prefill} prefill and {self.decode} decode nodes cannot serve; use at least one of each."
+            )
+        if self.eviction not in EVICTIONS:
+            raise SimulatorError(f"No eviction `{self.eviction}`; known: {', '.join(EVICTIONS)}.")
+        if min(self.host_blocks, self.ssd_blocks, self.chunk) < 0 or self.max_batch < 1:
+            raise SimulatorError("Capacities and the chunk are at least 0, and `max_batch` at least 1.")
+        for seconds, node in (*self.failures, *self.joins):
+            if not (seconds >= 0 and 0 <= node < self.nodes):
+                raise SimulatorError(f"Node {node} at {seconds} s: there are nodes 0 to {self.nodes - 1}, from 0 s on.")
+
+    @property
+    def nodes(self) -> int:
+        return self.coupled or self.prefill + self.decode
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulationResult:
+    """What a run produced.
+
+    Attributes:
+        outcomes: of every request, in order of arrival.
+        prefill_s: device seconds of all prefills; `wasted_prefill_s` of those whose requests then were refused or lost.
+        hits_by_tier: reused tokens by where they were.
+        rejections: counts by reason.
+        errors: of the Conductor's estimates.
+        events: how many the simulator handled.
+        node_hours: of all nodes, from the first arrival to the last end.
+    """
+
+    outcomes: Sequence[RequestOutcome]
+    prefill_s: float
+    wasted_prefill_s: float
+    hits_by_tier: Mapping[str, int]
+    rejections: Mapping[str, int]
+    errors: Mapping[str, float]
+    events: int
+    node_hours: float
+
+
+class Simulation:
+    """One run of a trace through a cluster."""
+
+    def __init__(self, config: ClusterConfig, performance: Performance, recorder: Recorder | None = None) -> None:
+        self.config = config
+        self._performance = performance
+        self._recorder = recorder
+        self._events: list[tuple[float, int, Callable[[int, float], None], int]] = []
+        self._numbers = itertools.count()
+        self._outcomes: dict[int, RequestOutcome] = {}
+        self._flights: dict[int, Flight] = {}
+        self._prefill_s = self._wasted_s = 0.0
+        self._prefills = 0
+        self.hits_by_tier = {"host": 0, "ssd": 0, "remote": 0}
+        self.nics = [Nic() for _ in range(config.nodes)]
+        self._build()
+
+    def _build(self) -> None:
+        config, performance = self.config, self._performance
+        self.caches = [NodeCache(config.host_blocks, config.ssd_blocks, config.eviction) for _ in self.nics]
+        self.prefill: list[PrefillSide | CoupledNode] = []
+        self.decode: list[DecodeSide] = []
+        coupled = [
+            CoupledNode(
+                f"c{i}", i, performance, config.max_batch, self.at, self._decoded, cache, self._prefilled, config.chunk
+            )
+            for i, cache in enumerate(self.caches[: config.coupled])
+        ]
+        if coupled:
+            self.prefill.extend(coupled)
+            self.decode.extend(coupled)
+        else:
+            for i, cache in enumerate(self.caches[: config.prefill]):
+                side = PrefillSide(
+                    f"p{i}", i, performance, self.nics, cache, self.at, self._prefilled, config.layer_wise
+                )
+                self.prefill.append(side)
+            for i in range(config.decode):
+                self.decode.append(DecodeSide(f"d{i}", i, performance, config.max_batch, self.at, self._decoded))
+        self.view = ClusterView([*self.prefill], [*self.decode], 512, coupled=bool(coupled))
+        late = {node for _, node in config.joins}
+        for node in range(config.nodes):
+            if node not in late:
+                self._join(node, 0.0)
+        self.conductor = Conductor(config.conductor, self.view, performance.costs)
+
+    def at(self, time: float, handler: Callable[[int, float], None], argument: int) -> None:
+        """Calls `handler(argument, time)` when the clock gets there."""
+        heapq.heappush(self._events, (time, next(self._numbers), handler, argument))
+
+    def run(self, trace: Trace, progress: Callable[[int], object] | None = None) -> SimulationResult:
+        """Plays a trace to its end. `progress` is told how many requests have arrived, now and then."""
+        self.view.block_size = trace.block_size
+        for seconds, node in self.config.failures:
+            self.at(seconds, self._fail, node)
+        for seconds, node in self.config.joins:
+            self.at(seconds, self._join, node)
+        events, pop, recorder = self._events, heapq.heappop, self._recorder
+        handled = 0
+        for count, request in enumerate(trace.requests):
+            arrival_s = request.arrival_s + self._performance.schedule_s
+            while events and events[0][0] <= arrival_s:
+                time, _, handler, argument = pop(events)
+                handler(argument, time)
+                handled += 1
+            if recorder is not None and arrival_s >= recorder.next_sample_s:
+                recorder.sample(self, arrival_s)
+            self._arrive(request, arrival_s)
+            if progress is not None and count % 4096 == 0:
+                progress(count)
+        time = trace.requests[-1].arrival_s
+        while events:
+            time, _, handler, argument = pop(events)
+            handler(argument, time)
+            handled += 1
+            if recorder is not None and time >= recorder.next_sample_s:
+                recorder.sample(self, time)
+        for request in self.conductor.drain():
+            self._end(request, REJECTED, time)
+        outcomes = [self._outcomes[request.id] for request in trace.requests]
+        duration_s = max(outcome.finished_s for outcome in outcomes) - trace.requests[0].arrival_s
+        return SimulationResult(
+            outcomes,
+            self._prefill_s,
+            self._wasted_s,
+            self.hits_by_tier,
+            dict(self.conductor.rejections),
+            self.conductor.estimator.errors(),
+            handled + len(trace.requests),
+            self.config.nodes * duration_s / 3600,
+        )
+
+    def _arrive(self, request: TraceRequest, now: float) -> None:
+        decision = self.conductor.schedule(request, now)
+        if isinstance(decision, Placement):
+            self._launch(request, decision, now)
+        elif isinstance(decision, Rejection):
+            self._end(request, REJECTED, now)
+
+    def _release(self, now: float) -> None:
+        """Launches waiting requests one by one, so that each decision sees the one before it."""
+        while self.conductor.deferred:
+            decided = self.conductor.release(now)
+            if decided is None:
+                return
+            request, decision = decided
+            if isinstance(decision, Rejection):
+                self._end(request, REJECTED, now)
+            else:
+                self._launch(request, decision, now)
+
+    def _launch(self, request: TraceRequest, placement: Placement, now: float) -> None:
+        """Books what the Conductor decided: KV to pull, a place in the queue, a promise of decode."""
+        node = self.prefill[placement.prefill]
+        flight = Flight(request, placement)
+        self._flights[request.id] = flight
+        self._count_hits(flight, node.cache)
+        if placement.source is not None:
+            seconds = self._performance.costs.transfer_s(placement.pulled_tokens)
+            flight.pulled_s = transfer(self.nics[placement.source], self.nics[placement.prefill], seconds, now)
+        if request.block_ids and self.config.host_blocks:
+            directory = self.view.directory
+            directory.add(node.index, request.block_ids)
+            if lost := node.cache.touch(request.block_ids):
+                directory.remove(node.index, lost)
+        decode = self.decode[placement.decode]
+        self.view.decode_order.set(decode.index, decode.assign(flight, 1))
+        node.enqueue(flight, now)
+        self._rank(node)
+
+    def _count_hits(self, flight: Flight, cache: NodeCache) -> None:
+        placement = flight.placement
+        hits = self.hits_by_tier
+        local = placement.reused_tokens - placement.pulled_tokens
+        if self.config.ssd_blocks and local:
+            size = self.view.block_size
+            flight.ssd_tokens = min(local, cache.on_ssd(flight.request.block_ids[: -(-local // size)]) * size)
+        hits["ssd"] += flight.ssd_tokens
+        hits["host"] += local - flight.ssd_tokens
+        hits["remote"] += placement.pulled_tokens
+
+    def _rank(self, node: PrefillSide | CoupledNode) -> None:
+        if node.index in self.view.prefill_order:
+            load = node.free_at_s if isinstance(node, PrefillSide) else float(node.assigned)
+            self.view.prefill_order.set(node.index, load)
+
+    def _unassign(self, flight: Flight) -> None:
+        decode = self.decode[flight.placement.decode]
+        load = decode.assign(flight, -1)
+        if decode.index in self.view.decode_order:
+            self.view.decode_order.set(decode.index, load)
+        if isinstance(decode, CoupledNode):
+            self._rank(decode)
+
+    def _prefilled(self, flight: Flight, now: float) -> None:
+        request, placement = flight.request, flight.placement
+        node = self.prefill[placement.prefill]
+        self._rank(node)
+        self._prefill_s += flight.compute_s
+        self._prefills += 1
+        flight.first_token_s = now
+        decodes = request.output_tokens > 1
+        refused = self.conductor.prefill_done(request, flight.prefill_s, placement.reused_tokens, decodes, now)
+        if self._recorder is not None:
+            self._recorder.prefilled(flight, node.name, now)
+        decode = self.decode[placement.decode]
+        if not decodes or refused is not None:
+            self._unassign(flight)
+            if refused is not None:
+                self._wasted_s += flight.compute_s
+            self._end(request, COMPLETED if refused is None else REJECTED, now, flight)
+        elif isinstance(decode, CoupledNode):
+            decode.join(flight, now)
+        else:
+            self.at(self._handover_s(flight, now), self._arrived, request.id)
+
+    def _handover_s(self, flight: Flight, now: float) -> float:
+        """When all KV of a prompt is in the decode node: sent layer by layer, the last layer after prefill."""
+        seconds = self._performance.costs.transfer_s(flight.request.input_tokens)
+        sender, receiver = self.nics[flight.placement.prefill], self.nics[self.config.prefill + flight.placement.decode]
+        if not self.config.layer_wise:
+            return transfer(sender, receiver, seconds, now)
+        last_layer_s = seconds / self._performance.layers
+        return max(now + last_layer_s, transfer(sender, receiver, seconds, flight.started_s))
+
+    def _arrived(self, request_id: int, now: float) -> None:
+        flight = self._flights.get(request_id)
+        if flight is None:
+            return
+        decode = self.decode[flight.placement.decode]
+        if decode.index in self.view.decode_order:
+            decode.join(flight, now)
+        else:
+            self._lose(flight, now)
+
+    def _decoded(self, flight: Flight, now: float) -> None:
+        self._unassign(flight)
+        self.conductor.decode_done(flight.request, flight.request.output_tokens, now)
+        if self._recorder is not None:
+            self._recorder.decoded(flight, self.decode[flight.placement.decode].name, now)
+        self._end(flight.request, COMPLETED, now, flight)
+        if self.conductor.deferred:
+            self._release(now)
+
+    def _end(self, request: TraceRequest, outcome: str, now: float, flight: Flight | None = None) -> None:
+        self._flights.pop(request.id, None)
+        served = flight is not None and flight.first_token_s > 0
+        self._outcomes[request.id] = RequestOutcome(
+            request.id,
+            request.arrival_s,
+            request.input_tokens,
+            request.output_tokens if outcome == COMPLETED else int(served),
+            flight.first_token_s - request.arrival_s if flight is not None and served else None,
+            flight.tbt_s if flight is not None else None,
+            flight.placement.reused_tokens if flight is not None else 0,
+            self.prefill[flight.placement.prefill].name if flight is not None else "",
+            self.decode[flight.placement.decode].name if flight is not None else "",
+            outcome,
+            now,
+        )
+
+    def _join(self, node: int, now: float) -> None:
+        """A node starts to serve, with an empty cache."""
+        if self.config.coupled or node < self.config.prefill:
+            self.view.prefill_order.set(node, now)
+        if self.config.coupled or node >= self.config.prefill:
+            index = node if self.config.coupled else node - self.config.prefill
+            self.view.decode_order.set(index, self.decode[index].costs.decode_s(0, 0))
+
+    def _fail(self, node: int, now: float) -> None:
+        """A node dies with its KV. Prompts that it had not finished are placed again; what it decoded is lost."""
+        decoding = node if self.config.coupled else node - self.config.prefill
+        lost: list[Flight] = []
+        if self.config.coupled or decoding < 0:
+            self.view.prefill_order.discard(node)
+            self.view.directory.remove(node, self.caches[node].clear())
+        if decoding >= 0:
+            self.view.decode_order.discard(decoding)
+            lost = self.decode[decoding].fail()
+        else:
+            lost = self.prefill[node].fail()
+        for flight in lost:
+            if flight.first_token_s > 0:
+                self._lose(flight, now)
+            else:
+                self.conductor.forget(flight.request)
+                self._unassign(flight)
+                self._arrive(flight.request, now)
+
+    def _lose(self, flight: Flight, now: float) -> None:
+        self.conductor.forget(flight.request)
+        self._unassign(flight)
+        self._wasted_s += flight.compute_s
+        self._end(flight.request, FAILED, now, flight)

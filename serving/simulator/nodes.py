@@ -1,0 +1,268 @@
+"""Simulated nodes: the prefill side, the decode side, and coupled nodes that are both."""
+
+import bisect
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+
+from serving.simulator.batch import IteratingBatch, Schedule
+from serving.simulator.cache import NodeCache
+from serving.simulator.flight import Flight
+from serving.simulator.performance import Performance
+
+
+@dataclasses.dataclass(slots=True)
+class Nic:
+    """A full-duplex NIC: transfers in each direction follow one another, at full bandwidth."""
+
+    send_free_s: float = 0.0
+    receive_free_s: float = 0.0
+
+
+def transfer(sender: Nic, receiver: Nic, seconds: float, now: float) -> float:
+    """Books a transfer on both NICs as soon as both are free; returns its end."""
+    end_s = max(now, sender.send_free_s, receiver.receive_free_s) + seconds
+    sender.send_free_s = receiver.receive_free_s = end_s
+    return end_s
+
+
+class PrefillSide:
+    """One prefill at a time, from a queue ordered by the Conductor. A `PrefillInstance`."""
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        performance: Performance,
+        nics: list[Nic],
+        cache: NodeCache,
+        at: Schedule,
+        done: Callable[[Flight, float], None],
+        layer_wise: bool = True,
+    ) -> None:
+        self.name, self.index, self.cache = name, index, cache
+        self.busy_s = 0.0
+        self.running: Flight | None = None
+        self._performance, self._nics = performance, nics
+        self._at, self._done, self._layer_wise = at, done, layer_wise
+        self._queue: list[tuple[float, int, Flight]] = []
+        self._queued_s = 0.0
+        self._busy_until_s = 0.0
+        self._epoch = 0
+
+    def queue_s(self, now: float, order: float) -> float:
+        running_s = self._busy_until_s - now if self._busy_until_s > now else 0.0
+        queue = self._queue
+        if not queue or order >= queue[-1][0]:
+            return running_s + self._queued_s
+        ahead = bisect.bisect_right(queue, order, key=lambda entry: entry[0])
+        return running_s + sum(flight.placement.predicted_prefill_s for _, _, flight in queue[:ahead])
+
+    def pull_wait_s(self, now: float, source: int) -> float:
+        return max(0.0, self._nics[source].send_free_s - now, self._nics[self.index].receive_free_s - now)
+
+    @property
+    def free_at_s(self) -> float:
+        """When the queue would be empty, as predicted."""
+        return self._busy_until_s + self._queued_s
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def enqueue(self, flight: Flight, now: float) -> None:
+        self._queued_s += flight.placement.predicted_prefill_s
+        bisect.insort(self._queue, (flight.placement.order, flight.request.id, flight))
+        if self.running is None:
+            self._start(now)
+
+    def fail(self) -> list[Flight]:
+        """Drops everything; returns what was here."""
+        lost = [flight for _, _, flight in self._queue] + ([self.running] if self.running else [])
+        self._queue.clear()
+        self._queued_s, self._busy_until_s, self.running = 0.0, 0.0, None
+        self._epoch += 1
+        return lost
+
+    def _start(self, now: float) -> None:
+        _, _, flight = self._queue.pop(0)
+        performance, request, placement = self._performance, flight.request, flight.placement
+        self._queued_s = self._queued_s - placement.predicted_prefill_s if self._queue else 0.0
+        reused = placement.reused_tokens
+        compute_s = performance.costs.prefill_s(request.input_tokens, reused)
+        load_s = performance.load_token * reused
+        if (slow := flight.ssd_tokens) > 0:
+            load_s += performance.ssd_token * slow
+        pull_s = max(0.0, flight.pulled_s - now)
+        # Layer by layer, loading and pulling hide behind computing (or the other way round).
+        flight.prefill_s = max(compute_s, load_s, pull_s) if self._layer_wise else pull_s + load_s + compute_s
+        flight.compute_s, flight.started_s = compute_s, now
+        self.running = flight
+        self.busy_s += flight.prefill_s
+        self._busy_until_s = now + flight.prefill_s
+        self._at(self._busy_until_s, self._finish, self._epoch)
+
+    def _finish(self, epoch: int, now: float) -> None:
+        if epoch != self._epoch or self.running is None:
+            return
+        flight, self.running = self.running, None
+        if self._queue:
+            self._start(now)
+        self._done(flight, now)
+
+
+class DecodeSide(IteratingBatch):
+    """A decode instance: what was promised to it, and its running batch. A `DecodeInstance`."""
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        performance: Performance,
+        max_batch: int,
+        at: Schedule,
+        finished: Callable[[Flight, float], None],
+    ) -> None:
+        super().__init__(performance.costs, performance.kv_capacity_tokens, max_batch, at, finished)
+        self.name, self.index = name, index
+        self.kv_capacity_tokens = performance.kv_capacity_tokens
+        self.assigned = 0
+        self.assigned_tokens = 0
+
+    @property
+    def present(self) -> int:
+        return len(self._members) + len(self.waiting)
+
+    @property
+    def present_tokens(self) -> int:
+        return self.tokens + sum(flight.request.input_tokens for flight in self.waiting)
+
+    def assign(self, flight: Flight, sign: int) -> float:
+        """Counts a promise (+1) or its end (-1); returns the load that orders decode instances: predicted TBT, s."""
+        self.assigned += sign
+        self.assigned_tokens += sign * flight.request.input_tokens
+        return self.costs.decode_s(self.assigned, self.assigned_tokens)
+
+
+class CoupledNode(DecodeSide):
+    """Prefill and decode on one node: prefill stalls the batch (`chunk` = 0) or shares its iterations, chunk by chunk.
+
+    Without chunks, waiting prompts are computed one after the other at the next iteration's end, before decoding goes
+    on (vLLM's prefill-first scheduling). With them, every iteration also computes up to `chunk` tokens of the first
+    waiting prompt.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        performance: Performance,
+        max_batch: int,
+        at: Schedule,
+        finished: Callable[[Flight, float], None],
+        cache: NodeCache,
+        prefilled: Callable[[Flight, float], None],
+        chunk: int = 0,
+    ) -> None:
+        super().__init__(name, index, performance, max_batch, at, finished)
+        self.cache = cache
+        self.busy_s = 0.0
+        self._chunk, self._prefilled = chunk, prefilled
+        self._prompts: deque[Flight] = deque()
+        self._prompts_s = 0.0
+        self._computed = 0
+        self._stalled = False
+        self._piece = 0
+
+    @property
+    def queued(self) -> int:
+        return len(self._prompts)
+
+    def queue_s(self, now: float, order: float) -> float:
+        """Work of the prompts that wait; `order` has no say, prompts are served as they come."""
+        return self._prompts_s
+
+    def pull_wait_s(self, now: float, source: int) -> float:
+        """Coupled nodes never pull."""
+        return float("inf")
+
+    def enqueue(self, flight: Flight, now: float) -> None:
+        self._prompts.append(flight)
+        self._prompts_s += flight.placement.predicted_prefill_s
+        if len(self._prompts) == 1 and not self._stalled:
+            self._interrupt(now)
+
+    def join(self, flight: Flight, now: float) -> None:
+        """Its own prompts join at the end of their prefill, where the batch changes anyway."""
+        del now
+        self.waiting.append(flight)
+
+    def fail(self) -> list[Flight]:
+        lost = [*super().fail(), *self._prompts]
+        self._prompts.clear()
+        self._prompts_s, self._computed, self._piece, self._stalled = 0.0, 0, 0, False
+        return lost
+
+    def _change(self, now: float) -> None:
+        if self._prompts and not self._chunk:
+            self._stalled = True
+            self._compute(now)
+        else:
+            super()._change(now)
+
+    def _iteration(self, size: int) -> tuple[float, float, int]:
+        first, step, most = super()._iteration(size)
+        self._piece = 0
+        if not (self._prompts and self._chunk):
+            return first, step, most
+        if not size:
+            first = 0.0
+        flight, costs = self._prompts[0], self.costs
+        reused = flight.placement.reused_tokens
+        begin = reused + self._computed
+        left = flight.request.input_tokens - begin
+        self._piece = piece = min(self._chunk, left)
+        first += costs.prefill_token * piece + costs.prefill_pair * piece * (2 * begin + piece)
+        if not self._computed:
+            flight.started_s = self._start_s
+            return first + costs.prefill_base + costs.prefill_reused * reused, step, 1
+        # Each chunk attends to one more chunk than the one before it.
+        return first, step + 2 * costs.prefill_pair * piece * piece, max(1, left // self._chunk)
+
+    def _advance_prefill(self, iterations: int, now: float) -> None:
+        if not self._piece:
+            return
+        self._computed += self._piece * iterations
+        flight = self._prompts[0]
+        reused, tokens = flight.placement.reused_tokens, flight.request.input_tokens
+        if reused + self._computed == tokens:
+            flight.compute_s = flight.prefill_s = self.costs.prefill_s(tokens, reused)
+            self.busy_s += flight.compute_s
+            self._finish_prompt(now)
+
+    def _compute(self, now: float) -> None:
+        flight = self._prompts[0]
+        flight.started_s = now
+        flight.compute_s = flight.prefill_s = self.costs.prefill_s(
+            flight.request.input_tokens, flight.placement.reused_tokens
+        )
+        self.busy_s += flight.compute_s
+        self._planned = 0
+        self._version += 1
+        self._at(now + flight.compute_s, self._computed_whole, self._version)
+
+    def _computed_whole(self, version: int, now: float) -> None:
+        if version != self._version:
+            return
+        self._finish_prompt(now)
+        if self._prompts:
+            self._compute(now)
+        else:
+            self._stalled = False
+            super()._change(now)
+
+    def _finish_prompt(self, now: float) -> None:
+        flight = self._prompts.popleft()
+        self._prompts_s = self._prompts_s - flight.placement.predicted_prefill_s if self._prompts else 0.0
+        self._computed = 0
+        self._prefilled(flight, now)

@@ -1,0 +1,95 @@
+"""What a run shows beside its outcomes: load over time, replicas of hot blocks, and a timeline for Perfetto."""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from serving.simulator.flight import Flight
+from serving.workload.requests import TraceRequest
+
+if TYPE_CHECKING:
+    from serving.simulator.cluster import Simulation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """The cluster at one moment. Loads are predicted latencies over their SLOs; `replicas` by rank of the block."""
+
+    time_s: float
+    prefill_load: float
+    decode_load: float
+    queued: int
+    decoding: int
+    deferred: int
+    replicas: dict[int, int]
+
+
+class Recorder:
+    """Samples every `interval_s` seconds, and spans of every request if `timeline`."""
+
+    def __init__(self, interval_s: float = 15.0, timeline: bool = False, watched: dict[int, int] | None = None) -> None:
+        """`watched` maps a block's rank to its id, from `hottest_blocks`."""
+        self.samples: list[Sample] = []
+        self.next_sample_s = 0.0
+        self._interval_s = interval_s
+        self._watched = watched or {}
+        self._spans: list[dict[str, Any]] | None = [] if timeline else None
+
+    def sample(self, simulation: "Simulation", now: float) -> None:
+        view, slo = simulation.view, simulation.config.conductor.slo
+        costs = simulation.conductor.estimator.model
+        queues = [simulation.prefill[index].queue_s(now, float("inf")) for _, index in view.prefill_order]
+        batches = [simulation.decode[index] for _, index in view.decode_order]
+        tbts = [costs.decode_s(batch.present, batch.present_tokens) for batch in batches]
+        self.samples.append(
+            Sample(
+                now,
+                sum(queues) / max(1, len(queues)) / slo.ttft_s,
+                sum(tbts) / max(1, len(tbts)) / slo.tbt_s,
+                sum(simulation.prefill[index].queued for _, index in view.prefill_order),
+                sum(batch.present for batch in batches),
+                simulation.conductor.deferred,
+                {rank: view.directory.holders(block).bit_count() for rank, block in self._watched.items()},
+            )
+        )
+        self.next_sample_s = now - now % self._interval_s + self._interval_s
+
+    def prefilled(self, flight: Flight, node: str, now: float) -> None:
+        if self._spans is not None:
+            details = {"tokens": flight.request.input_tokens, "reused": flight.placement.reused_tokens}
+            self._spans.append(_span("prefill", node, flight.request.id, flight.started_s, now, details))
+
+    def decoded(self, flight: Flight, node: str, now: float) -> None:
+        if self._spans is not None:
+            details = {"tokens": flight.request.output_tokens, "tbt_s": flight.tbt_s}
+            self._spans.append(_span("decode", node, flight.request.id, flight.first_token_s, now, details))
+
+    def write_timeline(self, path: str | os.PathLike[str]) -> None:
+        """Writes Chrome trace events, which Perfetto opens: a process per node, overlapping decodes as async spans."""
+        events: list[dict[str, Any]] = []
+        nodes: dict[str, int] = {}
+        for span in self._spans or ():
+            node = span.pop("node")
+            if node not in nodes:
+                nodes[node] = len(nodes) + 1
+                events.append({"ph": "M", "name": "process_name", "pid": nodes[node], "args": {"name": node}})
+            base = span | {"pid": nodes[node], "tid": 1, "cat": span["name"]}
+            end_us = base.pop("end_us")
+            events.append(base | {"ph": "b"})
+            events.append(base | {"ph": "e", "ts": end_us, "args": {}})
+        pathlib.Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+
+
+def _span(name: str, node: str, request: int, start_s: float, end_s: float, args: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "node": node, "id": request, "ts": start_s * 1e6, "end_us": end_s * 1e6, "args": args}
+
+
+def hottest_blocks(requests: Iterable[TraceRequest], ranks: Iterable[int] = (10, 100, 1000, 10000)) -> dict[int, int]:
+    """Ids of the blocks at these ranks of reference counts, the hottest being rank 1."""
+    counts = collections.Counter(block for request in requests for block in request.block_ids)
+    ranked = counts.most_common(max(ranks))
+    return {rank: ranked[rank - 1][0] for rank in ranks if rank <= len(ranked)}
