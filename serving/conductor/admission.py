@@ -4,7 +4,8 @@ Loads are predicted latencies over their SLOs. `baseline` looks at each stage wh
 refused after its prefill; `early_rejection` looks at both at arrival, with today's decode load; `predicted` with the
 decode load of the moment when the prefill will end; `length_aware` predicts that load per request, from how long
 outputs really are; `deferred` does not refuse for decode load but lets requests wait at the Conductor while their TTFT
-allows it.
+allows it. `goodput` is `length_aware` with a limit that learns: a request admitted at a forecast of exactly the SLO
+misses it once its batch grows, so the limit follows the share of finished requests that did.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from serving.conductor.estimators import Occupancy, OutputLengths, TimeModel
 from serving.conductor.placement import Choice, ClusterView
 from serving.conductor.types import SLO, DecodeInstance
 
-ADMISSIONS = ("none", "baseline", "early_rejection", "predicted", "length_aware", "deferred")
+ADMISSIONS = ("none", "baseline", "early_rejection", "predicted", "length_aware", "deferred", "goodput")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,8 +47,11 @@ def _pool_tbt_s(outlook: Outlook, requests: float) -> float:
 
 
 def current_tbt_s(outlook: Outlook) -> float:
-    """From the requests that decode now: blind to those still in prefill, hence the oscillation of section 7.3."""
-    return _pool_tbt_s(outlook, outlook.occupancy.running)
+    """From the requests that the selected instance decodes now: blind to those in prefill, hence the oscillation of
+    section 7.3.
+    """
+    decode = outlook.decode
+    return outlook.costs.decode_s(decode.present + 1, decode.present_tokens + outlook.context_tokens)
 
 
 def predicted_tbt_s(outlook: Outlook) -> float:
@@ -67,6 +71,23 @@ def length_aware_tbt_s(outlook: Outlook) -> float:
     return costs.decode_s(batch, batch * mean_tokens)
 
 
+class Margin:
+    """Share of the TBT SLO up to which to admit, so that a share `goal` of the finished requests misses it.
+
+    Stochastic quantile tracking: every miss lowers the margin, every request in time raises it, in the ratio that
+    balances at the goal.
+    """
+
+    _RATE, _LEAST = 0.004, 0.6
+
+    def __init__(self, goal: float = 0.1) -> None:
+        self.value = 1.0
+        self._goal = goal
+
+    def observe(self, missed: bool) -> None:
+        self.value = min(1.0, max(self._LEAST, self.value * (1 + self._RATE * (self._goal - missed))))
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
     """When to refuse.
@@ -76,6 +97,7 @@ class AdmissionPolicy:
         forecast: TBT judged at arrival; `None` does not look.
         checks_late: the decode instance looks again when the prefill is done.
         defers: wait for decode instead of refusing.
+        learns_limit: scale the TBT limit by a `Margin`.
     """
 
     name: str
@@ -83,15 +105,16 @@ class AdmissionPolicy:
     forecast: DecodeForecast | None
     checks_late: bool
     defers: bool = False
+    learns_limit: bool = False
 
-    def reason(self, outlook: Outlook, slo: SLO, waited_s: float) -> tuple[str | None, float]:
-        """Why to refuse ("ttft" or "tbt"; `None` = accept), and the forecast TBT in seconds."""
+    def reason(self, outlook: Outlook, slo: SLO, waited_s: float, margin: float = 1.0) -> tuple[str | None, float]:
+        """Why to refuse ("ttft" or "tbt"; `None` = accept), and the forecast TBT; `margin` scales its limit."""
         if self.checks_ttft and waited_s + outlook.choice.ttft_s > slo.ttft_s:
             return "ttft", 0.0
         if self.forecast is None:
             return None, 0.0
         tbt_s = self.forecast(outlook)
-        return ("tbt" if tbt_s > slo.tbt_s else None), tbt_s
+        return ("tbt" if tbt_s > slo.tbt_s * margin else None), tbt_s
 
 
 def admission_policy(name: str) -> AdmissionPolicy:
@@ -102,7 +125,8 @@ def admission_policy(name: str) -> AdmissionPolicy:
         AdmissionPolicy("early_rejection", True, current_tbt_s, True),
         AdmissionPolicy("predicted", True, predicted_tbt_s, True),
         AdmissionPolicy("length_aware", True, length_aware_tbt_s, True),
-        AdmissionPolicy("deferred", True, length_aware_tbt_s, True, defers=True),
+        AdmissionPolicy("deferred", True, length_aware_tbt_s, True, defers=True, learns_limit=True),
+        AdmissionPolicy("goodput", True, length_aware_tbt_s, True, learns_limit=True),
     )
     for policy in policies:
         if policy.name == name:

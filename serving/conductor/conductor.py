@@ -9,7 +9,7 @@ import dataclasses
 import heapq
 from typing import Generic, TypeVar
 
-from serving.conductor.admission import Outlook, admission_policy
+from serving.conductor.admission import Margin, Outlook, admission_policy
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
 from serving.conductor.placement import ClusterView, placement_policy
@@ -34,6 +34,7 @@ class ConductorConfig:
             arrive within `patience` times the difference of their prefill times.
         patience: of "shortest".
         fair: share prefill evenly among tenants that compete (virtual clock).
+        learned_limit: with any admission, what "goodput" does: scale the TBT limit by a learned `Margin`.
         learn: refine the time estimates from what instances report.
         seed: of random placement.
     """
@@ -45,6 +46,7 @@ class ConductorConfig:
     queue_order: str = "fifo"
     patience: float = 3.0
     fair: bool = False
+    learned_limit: bool = False
     learn: bool = False
     seed: int = 0
 
@@ -75,6 +77,7 @@ class Conductor(Generic[Request]):
         self.rejections: dict[str, int] = {}
         self._place = placement_policy(config.placement, threshold=config.threshold, seed=config.seed)
         self._admission = admission_policy(config.admission)
+        self.margin = Margin()
         self._accepted: dict[int, _Accepted] = {}
         self._deferred: list[tuple[float, int, Request]] = []
         self._tenant_tag: dict[str, float] = {}
@@ -129,7 +132,7 @@ class Conductor(Generic[Request]):
             return self._refuse(Rejection("kv capacity", choice.ttft_s, 0.0, self.occupancy.decode_s))
         decode = view.decode[index]
         outlook = Outlook(view, costs, self.occupancy, self.lengths, choice, decode, self._context_tokens, now)
-        reason, tbt_s = self._admission.reason(outlook, slo, now - request.arrival_s)
+        reason, tbt_s = self._admission.reason(outlook, slo, now - request.arrival_s, self.margin.value)
         if reason == "tbt" and self._admission.defers:
             return Deferral(tbt_s)
         if reason is not None:
@@ -199,12 +202,14 @@ class Conductor(Generic[Request]):
         accepted.decode_start_s = now
         return None
 
-    def decode_done(self, request: Request, output_tokens: int, now: float) -> None:
-        """A request ended with so many tokens."""
+    def decode_done(self, request: Request, output_tokens: int, tbt_s: float, now: float) -> None:
+        """A request ended with so many tokens, at this TBT."""
         accepted = self._accepted.pop(request.id)
         if accepted.decode_start_s is not None:
             self.occupancy.finish(accepted.decode_start_s, now)
         self.lengths.observe(output_tokens)
+        if self._admission.learns_limit or self.config.learned_limit:
+            self.margin.observe(tbt_s > self.config.slo.tbt_s)
 
     def forget(self, request: Request) -> None:
         """A request was lost with its instance; nothing is learned from it."""

@@ -291,7 +291,7 @@ class Simulation:
 
     def _decoded(self, flight: Flight, now: float) -> None:
         self._unassign(flight)
-        self.conductor.decode_done(flight.request, flight.request.output_tokens, now)
+        self.conductor.decode_done(flight.request, flight.request.output_tokens, flight.tbt_s or 0.0, now)
         if self._recorder is not None:
             self._recorder.decoded(flight, self.decode[flight.placement.decode].name, now)
         self._end(flight.request, COMPLETED, now, flight)

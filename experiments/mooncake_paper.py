@@ -1,0 +1,80 @@
+"""Mooncake's numbers beside ours: `python -m experiments.mooncake_paper --trace=conversation_trace.jsonl`.
+
+Everything runs on models of A800 nodes, none of it on A800s. Rows whose traces are not public are marked blocked.
+"""
+
+import dataclasses
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from tqdm import tqdm
+
+from attention_offload.paper.comparison import PaperTable, blocked
+from experiments.common.flags import SEED, out_folder
+from experiments.common.results import print_table, start_meta, write_result
+from serving.simulator.paper import cache, hardware, latency, overload
+from serving.workload.errors import TraceError
+from serving.workload.traces import read_trace
+
+TRACE = flags.DEFINE_string("trace", None, "The public conversation trace.", required=True)
+TABLES = flags.DEFINE_list("table", ["all"], "Which to compute: all, or some of the names that it prints.")
+SEEDS = flags.DEFINE_integer("seeds", 5, "Runs per cell of what goes beyond the paper.", lower_bound=2, upper_bound=10)
+
+
+def _missing() -> PaperTable:
+    rows = (
+        blocked("Figures 7, 13 and 15 (synthetic workload)", "§5", "the synthetic trace is not at hand"),
+        blocked("Figure 6 (tool and agent)", "§5.2", "the tool and agent trace is not at hand"),
+        blocked("arXiv Table 1", ".51 to .30", "its trace was replaced after publication"),
+    )
+    return PaperTable("Not computable here", rows)
+
+
+def _tables(path: pathlib.Path) -> dict[str, Callable[[], PaperTable]]:
+    trace = read_trace(path)
+    return {
+        "break_even": hardware.break_even,
+        "figure_14": hardware.figure_14,
+        "figure_9": lambda: cache.figure_9(trace),
+        "figure_8": lambda: cache.figure_8(trace),
+        "figure_10": lambda: cache.figure_10(trace),
+        "figure_11": lambda: cache.figure_11(trace),
+        "figure_5": lambda: latency.figure_5(trace),
+        "figure_1": lambda: latency.figure_1(trace),
+        "arxiv_figure_12": lambda: latency.figure_12(SEED.value),
+        "arxiv_figure_13": lambda: latency.figure_13(trace),
+        "arxiv_table_3": lambda: overload.table_3(path),
+        "beyond": lambda: overload.beyond(path, SEEDS.value),
+        "placements": lambda: overload.placements(path, SEEDS.value),
+        "missing": _missing,
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+    out = out_folder("mooncake_paper")
+    meta = start_meta({"trace": TRACE.value, "table": TABLES.value, "seeds": SEEDS.value}, SEED.value)
+    try:
+        tables = _tables(pathlib.Path(TRACE.value))
+    except TraceError as error:
+        raise app.UsageError(str(error)) from error
+    names = list(tables) if TABLES.value == ["all"] else TABLES.value
+    if unknown := set(names) - set(tables):
+        raise app.UsageError(f"No table {', '.join(sorted(unknown))}; known: {', '.join(tables)}.")
+    rows, curves = [], []
+    for name in (progress := tqdm(names, desc="tables")):
+        progress.set_postfix_str(name)
+        table = tables[name]()
+        rows += [{"table": name} | dataclasses.asdict(row) for row in table.comparisons]
+        curves += table.curves
+        print_table([dataclasses.asdict(row) for row in table.comparisons], table.title)
+    verdicts = Counter(row["verdict"] for row in rows)
+    print_table([{"verdict": verdict, "items": count} for verdict, count in verdicts.items()], "Totals")
+    write_result(out, meta, rows, {"verdicts": verdicts, "curves": curves})
+
+
+if __name__ == "__main__":
+    app.run(main)

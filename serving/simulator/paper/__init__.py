@@ -1,0 +1,1 @@
+"""Mooncake's tables and figures, recomputed: the paper's number beside ours, with a verdict."""

@@ -1,0 +1,109 @@
+"""Algorithm 1: equal to trying every instance, in corner cases and on a thousand instances."""
+
+import dataclasses
+import math
+import random
+
+import pytest
+
+from serving.conductor import ClusterView
+from serving.conductor.errors import ConductorError
+from serving.conductor.placement import Choice, kvcache_centric, placement_policy
+from serving.simulator.performance import mooncake_a800
+from serving.workload.requests import TraceRequest
+
+COSTS = mooncake_a800().costs
+
+
+@dataclasses.dataclass
+class Queue:
+    """A prefill instance that is busy for some seconds."""
+
+    name: str
+    index: int
+    busy_s: float
+    congestion_s: float = 0.0
+
+    def queue_s(self, now: float, order: float) -> float:
+        return self.busy_s
+
+    def pull_wait_s(self, now: float, source: int) -> float:
+        return self.congestion_s
+
+
+def view_of(busy_s: list[float], held: list[range]) -> ClusterView:
+    view = ClusterView([Queue(f"p{i}", i, seconds) for i, seconds in enumerate(busy_s)], [], 512)
+    for i, seconds in enumerate(busy_s):
+        view.prefill_order.set(i, seconds)
+        view.directory.add(i, held[i])
+    return view
+
+
+def request_of(blocks: int) -> TraceRequest:
+    return TraceRequest(0, 0.0, blocks * 512, 10, tuple(range(blocks)))
+
+
+def predicted_s(view: ClusterView, request: TraceRequest, i: int, matches: list[int], threshold: float) -> float:
+    """Algorithm 1's cost of instance `i`, written from the paper."""
+    tokens, longest = request.input_tokens, max(matches)
+    queue_s = view.prefill[i].queue_s(0.0, 0.0)
+    if longest > threshold * matches[i]:
+        return queue_s + COSTS.transfer_s(longest - matches[i]) + COSTS.prefill_s(tokens, longest)
+    return queue_s + COSTS.prefill_s(tokens, matches[i])
+
+
+@pytest.mark.parametrize("instances", [1, 8, 100, 1000])
+@pytest.mark.parametrize("threshold", [1.0, 2.0, 4.0, math.inf])
+def test_best_of_all_instances(instances: int, threshold: float) -> None:
+    rng = random.Random(instances)
+    for _ in range(40):
+        blocks = rng.randint(1, 40)
+        few = rng.random() < 0.5
+        held = [
+            range(0 if few and rng.random() < 0.9 else rng.choice([0, 1, 1, 1, blocks // 2, blocks]))
+            for _ in range(instances)
+        ]
+        view = view_of([rng.choice([0.0, rng.expovariate(0.5)]) for _ in range(instances)], held)
+        request = request_of(blocks)
+        choice = kvcache_centric(threshold)(view, COSTS, request, math.inf, 0.0)
+        matches = [min(len(h), blocks) * 512 - (len(h) >= blocks) for h in held]
+        best = min(predicted_s(view, request, i, matches, threshold) for i in range(instances))
+        assert choice.ttft_s == pytest.approx(best, rel=1e-12)
+
+
+def place(name: str, view: ClusterView, blocks: int, threshold: float = 1.0) -> Choice:
+    return placement_policy(name, threshold=threshold)(view, COSTS, request_of(blocks), math.inf, 0.0)
+
+
+def test_nothing_cached_goes_to_the_shortest_queue_and_pulls_nothing() -> None:
+    choice = place("kvcache_centric", view_of([3.0, 1.0], [range(0), range(0)]), 8)
+    assert (choice.index, choice.reused_tokens, choice.source) == (1, 0, None)
+
+
+def test_cached_elsewhere_only_is_pulled_at_any_finite_threshold() -> None:
+    choice = place("kvcache_centric", view_of([60.0, 0.0], [range(8), range(0)]), 8, threshold=1e9)
+    assert (choice.index, choice.source, choice.pulled_tokens) == (1, 0, 8 * 512 - 1)
+
+
+def test_infinite_threshold_never_pulls() -> None:
+    choice = place("cache_aware", view_of([60.0, 0.0], [range(8), range(0)]), 8)
+    assert (choice.index, choice.source) == (1, None)
+
+
+def test_whole_prompt_cached_still_computes_its_last_token() -> None:
+    choice = place("kvcache_centric", view_of([0.0], [range(8)]), 8)
+    assert choice.reused_tokens == 8 * 512 - 1
+
+
+def test_congested_sender_is_left_alone_by_the_adaptive_threshold() -> None:
+    view = view_of([60.0, 0.0], [range(8), range(0)])
+    view.prefill[1].congestion_s = 30.0
+    assert place("kvcache_centric", view, 8).ttft_s > 30
+    assert place("kvcache_centric_adaptive", view, 8).source is None
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ConductorError, match="No placement `best`"):
+        placement_policy("best")
+    with pytest.raises(ConductorError, match="at least 1"):
+        placement_policy("kvcache_centric", threshold=0.5)

@@ -1,0 +1,78 @@
+"""Performance models, calibration files, NICs, tiers and the paper's tables that need no trace."""
+
+import json
+import pathlib
+
+import pytest
+
+from attention_offload.paper.comparison import REPRODUCED
+from serving.simulator.cache import NodeCache
+from serving.simulator.cluster import ClusterConfig
+from serving.simulator.errors import SimulatorError
+from serving.simulator.nodes import Nic, transfer
+from serving.simulator.paper.hardware import break_even, figure_14
+from serving.simulator.performance import mooncake_a800, named_performance, read_performance, write_performance
+
+
+def test_paper_tables_without_traces_are_reproduced() -> None:
+    for table in (break_even(), figure_14()):
+        assert [row for row in table.comparisons if row.verdict != REPRODUCED] == []
+
+
+def test_roofline_of_the_papers_node_is_near_its_measurements() -> None:
+    measured, computed = mooncake_a800(), named_performance("llama3-70b", "a800x8")
+    assert computed == measured
+    computed = named_performance("llama3-70b", "a100x8")
+    for tokens in (8192, 32768, 131072):
+        assert computed.costs.prefill_s(tokens, 0) == pytest.approx(measured.costs.prefill_s(tokens, 0), rel=0.35)
+    assert computed.kv_capacity_tokens == pytest.approx(measured.kv_capacity_tokens, rel=0.15)
+
+
+def test_models_that_do_not_fit_and_odd_devices_are_refused() -> None:
+    with pytest.raises(SimulatorError, match="does not fit"):
+        named_performance("llama3-70b", "a100x1")
+    with pytest.raises(SimulatorError, match="not a device and a count"):
+        named_performance("llama3-70b", "a100")
+
+
+def test_calibration_round_trip_and_its_errors(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "calibration.json"
+    write_performance(path, mooncake_a800())
+    assert read_performance(path) == mooncake_a800()
+    fields = json.loads(path.read_text())
+    fields["costs"]["decode_base"] = -1
+    path.write_text(json.dumps(fields))
+    with pytest.raises(SimulatorError, match="`decode_base` is -1"):
+        read_performance(path)
+    path.write_text("[]")
+    with pytest.raises(SimulatorError, match="is not a calibration"):
+        read_performance(path)
+    with pytest.raises(SimulatorError, match="Cannot read"):
+        read_performance(tmp_path / "absent.json")
+
+
+def test_two_pulls_from_one_sender_take_twice_as_long_as_one() -> None:
+    sender = Nic()
+    assert transfer(sender, Nic(), 2.0, now=1.0) == 3.0
+    assert transfer(sender, Nic(), 2.0, now=1.0) == 5.0
+    assert transfer(Nic(), Nic(), 2.0, now=1.0) == 3.0
+
+
+def test_host_overflows_to_ssd_and_a_prefix_always_survives() -> None:
+    cache = NodeCache(host_blocks=4, ssd_blocks=2)
+    assert cache.touch([1, 2, 3]) == []
+    assert cache.touch([11, 12, 13]) == []
+    assert cache.on_ssd([1, 2, 3]) == 2
+    # The deepest blocks left first.
+    assert cache.on_ssd([1]) == 0
+    assert cache.touch([21, 22]) == [3, 2]
+    assert cache.on_ssd([1, 13]) == 2
+
+
+def test_clusters_that_cannot_be_are_refused() -> None:
+    with pytest.raises(SimulatorError, match="at least one of each"):
+        ClusterConfig(0, 3)
+    with pytest.raises(SimulatorError, match="use one kind"):
+        ClusterConfig(1, 1, coupled=2)
+    with pytest.raises(SimulatorError, match="there are nodes 0 to 1"):
+        ClusterConfig(1, 1, failures=((1.0, 2),))
