@@ -77,6 +77,10 @@ class TimeModel:
     def decode_s(self, batch: float, tokens: float) -> float:
         return self.decode_base + self.decode_sequence * batch + self.decode_token * tokens
 
+    def decode_run(self, batch: int, tokens: int) -> tuple[float, float, int]:
+        """Iterations of a batch whose members stay: first term and step in seconds, and how many follow that rule."""
+        return self.decode_s(batch, tokens), self.decode_token * batch, 1 << 60
+
     def transfer_s(self, tokens: int) -> float:
         return self.transfer_token * tokens
 

@@ -2,14 +2,14 @@
 
 With b sequences and c tokens of KV an iteration takes base + b * sequence + c * token, and c grows by b with each, so
 the iterations between two changes are an arithmetic progression: their sum, the number that fit into a time, and the
-gaps that each member saw follow without visiting them.
+gaps that each member saw follow without visiting them. Where times come from a table, a progression ends at its knots.
 """
 
 import heapq
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
-from serving.conductor import TimeModel
 from serving.simulator.flight import Flight
 from serving.simulator.gaps import Progression, iterations_within, longest_mean, progression_sum
 
@@ -18,18 +18,26 @@ Schedule = Callable[[float, Callable[[int, float], None], int], None]
 _TRIM = 4096
 
 
+class DecodeTimes(Protocol):
+    """Seconds of decode iterations: a `TimeModel` or a `DecodeTable`."""
+
+    def decode_s(self, batch: float, tokens: float) -> float: ...
+
+    def decode_run(self, batch: int, tokens: int) -> tuple[float, float, int]: ...
+
+
 class IteratingBatch:
     """The running batch of one decode (or coupled) instance."""
 
     def __init__(
         self,
-        costs: TimeModel,
+        times: DecodeTimes,
         capacity_tokens: int,
         max_batch: int,
         at: Schedule,
         finished: Callable[[Flight, float], None],
     ) -> None:
-        self.costs = costs
+        self.times = times
         self.capacity_tokens = capacity_tokens
         self.max_batch = max_batch
         self.waiting: deque[Flight] = deque()
@@ -126,7 +134,7 @@ class IteratingBatch:
 
     def _iteration(self, size: int) -> tuple[float, float, int]:
         """First term and step of the iteration times from now on, and how many of them follow that rule (0 = idle)."""
-        return self.costs.decode_s(size, self.tokens), self.costs.decode_token * size, 1 << 60 if size else 0
+        return self.times.decode_run(size, self.tokens) if size else (0.0, 0.0, 0)
 
     def _admit(self, now: float) -> list[Flight]:
         """Requests join in order of arrival once the KV that they will ever need fits."""

@@ -321,7 +321,7 @@ class Simulation:
             self.view.prefill_order.set(node, now)
         if self.config.coupled or node >= self.config.prefill:
             index = node if self.config.coupled else node - self.config.prefill
-            self.view.decode_order.set(index, self.decode[index].costs.decode_s(0, 0))
+            self.view.decode_order.set(index, self.decode[index].times.decode_s(0, 0))
 
     def _fail(self, node: int, now: float) -> None:
         """A node dies with its KV. Prompts that it had not finished are placed again; what it decoded is lost."""

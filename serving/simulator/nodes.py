@@ -123,7 +123,7 @@ class DecodeSide(IteratingBatch):
         at: Schedule,
         finished: Callable[[Flight, float], None],
     ) -> None:
-        super().__init__(performance.costs, performance.kv_capacity_tokens, max_batch, at, finished)
+        super().__init__(performance.decode_times, performance.kv_capacity_tokens, max_batch, at, finished)
         self.name, self.index = name, index
         self.kv_capacity_tokens = performance.kv_capacity_tokens
         self.assigned = 0
@@ -141,7 +141,7 @@ class DecodeSide(IteratingBatch):
         """Counts a promise (+1) or its end (-1); returns the load that orders decode instances: predicted TBT, s."""
         self.assigned += sign
         self.assigned_tokens += sign * flight.request.input_tokens
-        return self.costs.decode_s(self.assigned, self.assigned_tokens)
+        return self.times.decode_s(self.assigned, self.assigned_tokens)
 
 
 class CoupledNode(DecodeSide):
@@ -165,7 +165,7 @@ class CoupledNode(DecodeSide):
         chunk: int = 0,
     ) -> None:
         super().__init__(name, index, performance, max_batch, at, finished)
-        self.cache = cache
+        self.cache, self.costs = cache, performance.costs
         self.busy_s = 0.0
         self._chunk, self._prefilled = chunk, prefilled
         self._prompts: deque[Flight] = deque()
@@ -215,8 +215,6 @@ class CoupledNode(DecodeSide):
         self._piece = 0
         if not (self._prompts and self._chunk):
             return first, step, most
-        if not size:
-            first = 0.0
         flight, costs = self._prompts[0], self.costs
         reused = flight.placement.reused_tokens
         begin = reused + self._computed
@@ -227,7 +225,8 @@ class CoupledNode(DecodeSide):
             flight.started_s = self._start_s
             return first + costs.prefill_base + costs.prefill_reused * reused, step, 1
         # Each chunk attends to one more chunk than the one before it.
-        return first, step + 2 * costs.prefill_pair * piece * piece, max(1, left // self._chunk)
+        chunks = max(1, left // self._chunk)
+        return first, step + 2 * costs.prefill_pair * piece * piece, min(chunks, most) if size else chunks
 
     def _advance_prefill(self, iterations: int, now: float) -> None:
         if not self._piece:

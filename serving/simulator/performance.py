@@ -12,6 +12,8 @@ from attention_offload.devices import Device, load_devices
 from model.config import ModelConfig
 from model.presets import PRESETS
 from serving.conductor import TimeModel
+from serving.simulator.batch import DecodeTimes
+from serving.simulator.decode_table import DecodeTable
 from serving.simulator.errors import SimulatorError
 
 _GIB = 1 << 30
@@ -30,6 +32,8 @@ class Performance:
         schedule_s: fixed latency before a request reaches its queue.
         price_per_hour: dollars for one instance.
         source: where the figures come from.
+        decode_table: seconds of decode iterations where no line describes them; `costs` is then what the Conductor
+            believes of them.
     """
 
     costs: TimeModel
@@ -40,6 +44,11 @@ class Performance:
     schedule_s: float = 0.0
     price_per_hour: float = 0.0
     source: str = ""
+    decode_table: DecodeTable | None = None
+
+    @property
+    def decode_times(self) -> DecodeTimes:
+        return self.decode_table or self.costs
 
 
 def mooncake_a800(bandwidth: float = 87e9) -> Performance:
@@ -141,11 +150,14 @@ def read_performance(path: str | os.PathLike[str]) -> Performance:
     """
     try:
         fields = json.loads(pathlib.Path(path).read_text())
-        costs = fields.pop("costs")
+        costs, table = fields.pop("costs"), fields.pop("decode_table", None)
         for name, value in [*costs.items(), *((k, v) for k, v in fields.items() if k != "source")]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise SimulatorError(f"{path}: `{name}` is {value!r}; use a finite number of at least 0.")
-        return Performance(TimeModel(**costs), **fields)
+        if table is not None:
+            seconds = tuple(map(tuple, table["seconds"]))
+            table = DecodeTable(tuple(table["batches"]), tuple(table["contexts"]), seconds)
+        return Performance(TimeModel(**costs), **fields, decode_table=table)
     except OSError as error:
         raise SimulatorError(f"Cannot read the calibration {path}: {error.strerror}.") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:

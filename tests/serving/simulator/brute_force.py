@@ -44,13 +44,8 @@ class BruteForce:
     def __init__(
         self, performance: Performance, prefill: int, decode: int, coupled: int, blocks: int, size: int, chunk: int = 0
     ) -> None:
-        self.performance, self.costs, self.size, self.blocks, self.chunk = (
-            performance,
-            performance.costs,
-            size,
-            blocks,
-            chunk,
-        )
+        self.performance, self.costs, self.decode_times = performance, performance.costs, performance.decode_times
+        self.size, self.blocks, self.chunk = size, blocks, chunk
         self.coupled = bool(coupled)
         self.prefill = [Node() for _ in range(coupled or prefill)]
         self.decode = self.prefill if coupled else [Node() for _ in range(decode)]
@@ -133,7 +128,7 @@ class BruteForce:
     def choose_decode(self, job: Job) -> None:
         def load(i: int) -> tuple[float, int]:
             assigned = self.decode[i].assigned
-            return self.costs.decode_s(len(assigned), sum(a.request.input_tokens for a in assigned)), i
+            return self.decode_times.decode_s(len(assigned), sum(a.request.input_tokens for a in assigned)), i
 
         job.decode = min(range(len(self.decode)), key=load)
 
@@ -192,7 +187,7 @@ class BruteForce:
                 break
             node.running.append(node.waiting.pop(0))
         tokens = sum(job.request.input_tokens + job.done for job in node.running)
-        seconds = self.costs.decode_s(len(node.running), tokens) if node.running else 0.0
+        seconds = self.decode_times.decode_s(len(node.running), tokens) if node.running else 0.0
         piece = 0
         if self.coupled and node.queue:
             job = node.queue[0]

@@ -7,6 +7,7 @@ import pytest
 
 from serving.conductor import ConductorConfig
 from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.decode_table import DecodeTable
 from serving.simulator.performance import Performance, mooncake_a800
 from serving.workload.requests import Trace, TraceRequest
 from tests.serving.simulator.brute_force import BruteForce, tbt
@@ -37,10 +38,20 @@ def random_performance(rng: random.Random) -> Performance:
     return dataclasses.replace(base, costs=costs, kv_capacity_tokens=rng.choice([30_000, 1_300_000]))
 
 
-def check(seed: int, *, coupled: bool) -> None:
+def random_table(rng: random.Random) -> DecodeTable:
+    """Few knots, close together, so that requests cross many."""
+    batches = sorted(rng.sample(range(1, 30), rng.randint(2, 5)))
+    contexts = sorted(rng.sample(range(100, 20_000), rng.randint(2, 30)))
+    rows = [sorted(rng.uniform(0.005, 0.1) for _ in contexts) for _ in batches]
+    return DecodeTable(tuple(batches), tuple(contexts), tuple(map(tuple, rows)))
+
+
+def check(seed: int, *, coupled: bool, tabled: bool = False) -> None:
     rng = random.Random(seed)
     trace = random_trace(rng, rng.randint(1, 40), rng.choice([0.3, 2.0, 20.0]))
     performance = random_performance(rng)
+    if tabled:
+        performance = dataclasses.replace(performance, decode_table=random_table(rng))
     if coupled:
         performance = dataclasses.replace(performance, kv_capacity_tokens=1_300_000)
     blocks = rng.choice([8, 100, 10_000])
@@ -80,3 +91,9 @@ def test_disaggregated_equals_token_by_token(batch: int) -> None:
 def test_coupled_equals_token_by_token(batch: int) -> None:
     for seed in range(batch * 30, batch * 30 + 30):
         check(1000 + seed, coupled=True)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_decode_times_by_table_equal_token_by_token(coupled: bool) -> None:
+    for seed in range(2000, 2100):
+        check(seed, coupled=coupled, tabled=True)

@@ -1,5 +1,6 @@
 """Performance models, calibration files, NICs, tiers and the paper's tables that need no trace."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ import pytest
 from attention_offload.paper.comparison import REPRODUCED
 from serving.simulator.cache import NodeCache
 from serving.simulator.cluster import ClusterConfig
+from serving.simulator.decode_table import DecodeTable
 from serving.simulator.errors import SimulatorError
 from serving.simulator.nodes import Nic, transfer
 from serving.simulator.paper.hardware import break_even, figure_14
@@ -39,6 +41,10 @@ def test_calibration_round_trip_and_its_errors(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "calibration.json"
     write_performance(path, mooncake_a800())
     assert read_performance(path) == mooncake_a800()
+    table = DecodeTable((1, 8), (100, 1000), ((0.01, 0.02), (0.03, 0.04)))
+    tabled = dataclasses.replace(mooncake_a800(), decode_table=table)
+    write_performance(path, tabled)
+    assert read_performance(path) == tabled
     fields = json.loads(path.read_text())
     fields["costs"]["decode_base"] = -1
     path.write_text(json.dumps(fields))
@@ -76,3 +82,19 @@ def test_clusters_that_cannot_be_are_refused() -> None:
         ClusterConfig(1, 1, coupled=2)
     with pytest.raises(SimulatorError, match="there are nodes 0 to 1"):
         ClusterConfig(1, 1, failures=((1.0, 2),))
+
+
+def test_decode_tables_interpolate_and_refuse_nonsense() -> None:
+    table = DecodeTable((1, 3), (100, 200, 400), ((0.01, 0.02, 0.02), (0.03, 0.04, 0.06)))
+    assert table.decode_s(0, 0) == 0
+    assert table.decode_s(2, 2 * 150) == pytest.approx(0.025)
+    assert table.decode_s(1, 20) == pytest.approx(0.01)
+    assert table.decode_s(6, 6 * 600) == pytest.approx(0.16)
+    first, step, count = table.decode_run(3, 3 * 190)
+    assert (first, step, count) == (pytest.approx(0.039), pytest.approx(0.0001), 11)
+    with pytest.raises(SimulatorError, match="`batches` of a decode table"):
+        DecodeTable((3, 1), (1, 2), ((1.0, 2.0), (1.0, 2.0)))
+    with pytest.raises(SimulatorError, match="needs 2 rows of 2 seconds"):
+        DecodeTable((1, 3), (1, 2), ((1.0, 2.0),))
+    with pytest.raises(SimulatorError, match="Seconds at batch 3 must be above 0, finite and never fall"):
+        DecodeTable((1, 3), (1, 2), ((1.0, 2.0), (2.0, 1.0)))
