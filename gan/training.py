@@ -209,7 +209,7 @@ def _step(game: _Game, state: GanState, codes: jax.Array) -> tuple[GanState, dic
     config, loss = game.config, LOSSES[game.config.loss]
     optimizer = _optimizer(config)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    discriminator: Any = state.discriminator
+    discriminator = state.discriminator
     discriminator_optimizer = state.discriminator_optimizer
     of_real = jnp.float32(0)
     for critic_key in jax.random.split(jax.random.fold_in(key, 0), loss.critic_steps):
@@ -222,7 +222,8 @@ def _step(game: _Game, state: GanState, codes: jax.Array) -> tuple[GanState, dic
 
         of_real, gradients = jax.value_and_grad(against)(discriminator)
         updates, discriminator_optimizer = optimizer.update(gradients, discriminator_optimizer, discriminator)
-        discriminator = optax.apply_updates(discriminator, updates)
+        stepped: Any = optax.apply_updates(discriminator, updates)
+        discriminator = stepped
 
     fake_key, loss_key = jax.random.split(jax.random.fold_in(key, 1))
 
