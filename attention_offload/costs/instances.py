@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Protocol
 
 from attention_offload.costs.knobs import Knobs
@@ -116,8 +117,9 @@ class CoupledInstance:
 class OffloadedInstance:
     """DOP(a, b): `dense_count` devices for the model, `attention_count` for attention and KV (§4).
 
-    `in_flight` is the n of rotational staggered pipelining: 1 runs one batch after the other, n >= 2 keeps n batches in
-    flight on n - 1 replicas of the dense side. `partition` divides attention by KV "head" (the paper's), by "request"
+    `in_flight` is the n of rotational staggered pipelining: 1 runs one batch after the other, n >= 2 can keep n batches
+    in flight on n - 1 replicas of the dense side, and does where that is the faster way: each batch reads the weights
+    anew, so small ones are not worth splitting. `partition` divides attention by KV "head" (the paper's), by "request"
     (unbalanced by the spread of contexts, `context_spread` = standard deviation over mean), or by "sequence" (heads as
     far as they go, then tokens, whose partial softmaxes the dense side merges).
     """
@@ -161,16 +163,21 @@ class OffloadedInstance:
         return self.attention_count * self.attention.memory_bytes * knobs.attention_memory_share
 
     def step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
-        n = self.in_flight
+        ways = {self.staggered_step(shape, batch, context, knobs, n) for n in (1, self.in_flight)}
+        return min(ways, key=lambda step: step.tbt_s)
+
+    def staggered_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs, n: int) -> DecodeStep:
+        """A step with just `n` batches in flight: a round of the pipeline (§4.3), in which no side serves two at once."""
         part = batch / n
         splits = self._sequence_splits(shape)
         load = self._imbalance(part)
         dense_s = dense_time(shape, self.dense, self.dense_count, part, knobs)
         attention_s = attention_time(shape, self.attention, self.attention_count, part, context, knobs, load)
-        network_s = self._network_time(shape, part, splits, knobs)
+        wire_s, network_s = self._network_time(shape, part, splits, knobs, migrates=n > 2)
         overlap_s = self._overlap_time(shape, part, attention_s, knobs) if knobs.overlap else 0.0
-        alone_s = dense_s + attention_s + network_s - overlap_s
-        round_s = alone_s if n == 1 else max(n * attention_s, n * dense_s / (n - 1), alone_s)
+        round_s = dense_s + attention_s + network_s - overlap_s
+        if n > 1:
+            round_s = max(n * attention_s, n * dense_s / (n - 1), n * wire_s, round_s)
         overhead_s = knobs.offload_overhead_s + knobs.offload_sequence_overhead_s * batch
         return DecodeStep(batch, dense_s, attention_s, network_s, overlap_s, overhead_s, round_s + overhead_s)
 
@@ -194,17 +201,22 @@ class OffloadedInstance:
         largest = statistics.NormalDist().inv_cdf((b - 0.375) / (b + 0.25))
         return min(1 + self.context_spread * largest / math.sqrt(max(batch / b, 1.0)), float(b)) * max(b / batch, 1.0)
 
-    def _network_time(self, shape: ModelShape, batch: float, splits: int, knobs: Knobs) -> float:
-        """Queries go to every device that holds a part of the head's tokens, and as many partial outputs come back."""
-        moved = shape.crossing_bytes + (splits - 1) * (shape.query_bytes + shape.output_bytes)
+    def _network_time(
+        self, shape: ModelShape, batch: float, splits: int, knobs: Knobs, *, migrates: bool
+    ) -> tuple[float, float]:
+        """Seconds that the NICs are busy in their busier direction, and seconds of the whole way there and back.
+
+        Queries go to every device that holds a part of the head's tokens, and as many partial outputs come back.
+        """
+        out, back = splits * shape.query_bytes + shape.kv_crossing_bytes, splits * shape.output_bytes
         wire = wire_bandwidth(self.dense, self.dense_count, self.attention, self.attention_count, knobs)
-        per_layer = knobs.network.round_trip_s + batch * moved / wire
-        if self.in_flight > 2:
+        per_layer = knobs.network.round_trip_s + batch * (out + back) / wire
+        if migrates:
             # Each batch's residual moves to the next replica after every layer.
             residual = batch * shape.activation_bytes * shape.hidden_size
             nic = self.dense_count * self.dense.network_bandwidth * knobs.network.efficiency
             per_layer += knobs.network.round_trip_s / 2 + residual / nic
-        return shape.num_layers * per_layer
+        return shape.num_layers * batch * max(out, back) / wire, shape.num_layers * per_layer
 
     def _overlap_time(self, shape: ModelShape, batch: float, attention_s: float, knobs: Knobs) -> float:
         """K and V projection and transfer, hidden behind attention over the cached tokens (§4.2.2)."""
@@ -214,6 +226,35 @@ class OffloadedInstance:
         wire = wire_bandwidth(self.dense, tp, self.attention, self.attention_count, knobs)
         hidden = projection_s + shape.kv_crossing_bytes * batch / wire
         return shape.num_layers * min(hidden, attention_s / shape.num_layers)
+
+
+def balanced_count(
+    instance: OffloadedInstance,
+    shape: ModelShape,
+    batch: float,
+    context: float,
+    knobs: Knobs,
+    counts: Sequence[int],
+) -> int:
+    """Attention devices, of `counts`, for which t_a is closest to t_m / (n - 1) (§4.3), among those that hold the batch.
+
+    Raises `CapacityError` where none does.
+    """
+
+    def apart(count: int) -> float:
+        sized = dataclasses.replace(instance, attention_count=count)
+        step = sized.staggered_step(shape, batch, context, knobs, instance.in_flight)
+        return abs(step.attention_s - step.dense_s / sized.replicas)
+
+    needed = batch * shape.kv_bytes_per_token * shape.attended(context)
+    room = instance.attention.memory_bytes * knobs.attention_memory_share
+    holding = [count for count in counts if count * room >= needed]
+    if not holding:
+        raise CapacityError(
+            f"{batch:.0f} sequences of {context:.0f} tokens of {shape.name} need {needed / 1e9:.1f} GB for KV; "
+            f"{max(counts)}x{instance.attention.name} offer {max(counts) * room / 1e9:.1f} GB."
+        )
+    return min(holding, key=apart)
 
 
 def _copies(shape: ModelShape, tp: int) -> float:

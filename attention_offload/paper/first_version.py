@@ -46,10 +46,10 @@ def ratios(model: str, count: int) -> list[Ratio]:
         h100 = dataclasses.replace(table["h100"], price_per_hour=h100_price)
         card = dataclasses.replace(table["rtx3090"], price_per_hour=price)
         alone = CoupledInstance(h100, 1)
-        ways = [OffloadedInstance(h100, 1, card, count, n, "request") for n in (1, 2)]
-        before = fullest_step([alone], shape, context, A_PRIORI)
-        after = fullest_step(ways, shape, context, A_PRIORI)
-        value = after.tokens_per_s / ways[0].price_per_hour / (before.tokens_per_s / alone.price_per_hour)
+        pool = OffloadedInstance(h100, 1, card, count, partition="request")
+        before = fullest_step(alone, shape, context, A_PRIORI)
+        after = fullest_step(pool, shape, context, A_PRIORI)
+        value = after.tokens_per_s / pool.price_per_hour / (before.tokens_per_s / alone.price_per_hour)
         rows.append(Ratio(model, count, context, h100_price, price, after.batch / before.batch, value))
     return rows
 

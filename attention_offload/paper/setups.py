@@ -1,9 +1,15 @@
 """Models, traces and equal-cost configurations of the paper's evaluation (Tables 1 and 3-5)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from attention_offload.costs.instances import CoupledInstance, DecodeStep, OffloadedInstance, max_batch
+from attention_offload.costs.instances import (
+    CoupledInstance,
+    DecodeInstance,
+    DecodeStep,
+    OffloadedInstance,
+    max_batch,
+)
 from attention_offload.costs.knobs import Knobs
 from attention_offload.costs.model_table import load_shape
 from attention_offload.costs.shapes import ModelShape
@@ -49,15 +55,7 @@ def lamina(model: str, in_flight: int = 2) -> OffloadedInstance:
 
 
 def fullest_step(
-    instances: Sequence[CoupledInstance | OffloadedInstance],
-    shape: ModelShape,
-    context: float,
-    knobs: Knobs,
-    largest: float = float("inf"),
+    instance: DecodeInstance, shape: ModelShape, context: float, knobs: Knobs, largest: float = float("inf")
 ) -> DecodeStep:
-    """The step of the most tokens per second among ways to run the same devices, each with all the batch that fits."""
-    steps = (
-        instance.step(shape, min(max_batch(instance, shape, context, knobs), largest), context, knobs)
-        for instance in instances
-    )
-    return max(steps, key=lambda step: step.tokens_per_s)
+    """A step with all the batch that fits, up to `largest`."""
+    return instance.step(shape, min(max_batch(instance, shape, context, knobs), largest), context, knobs)

@@ -55,15 +55,15 @@ class Cell:
 
 
 def equal_cost_cells(
-    offloaded: Knobs, coupled: Knobs, in_flight: tuple[int, ...] = (1, 2), largest: float = float("inf")
+    offloaded: Knobs, coupled: Knobs, in_flight: int = 2, largest: float = float("inf")
 ) -> list[Cell]:
-    """The 12 cells of Fig 10; the better of `in_flight`, and at most `largest` sequences in the baseline's batch."""
+    """The 12 cells of Fig 10; up to `in_flight` batches, and at most `largest` sequences in the baseline's batch."""
     cells = []
     for model in EQUAL_COST:
         shape = paper_shape(model)
         for trace, (_, workload) in TRACES.items():
-            before = fullest_step([baseline(model)], shape, workload.context, coupled, largest)
-            after = fullest_step([lamina(model, n) for n in in_flight], shape, workload.context, offloaded)
+            before = fullest_step(baseline(model), shape, workload.context, coupled, largest)
+            after = fullest_step(lamina(model, in_flight), shape, workload.context, offloaded)
             numbers = (step for step in (before, after))
             cells.append(Cell(model, trace, *(v for s in numbers for v in (s.batch, s.tokens_per_s, s.tbt_s))))
     return cells
@@ -104,9 +104,9 @@ def sensitivity() -> PaperTable:
     cells = {
         "fitted knobs": equal_cost_cells(FITTED, FITTED),
         "a priori knobs": equal_cost_cells(A_PRIORI, A_PRIORI),
-        "no staggering": equal_cost_cells(A_PRIORI, A_PRIORI, (1,)),
-        "no staggering, no overlap": equal_cost_cells(A_PRIORI.changed(overlap=False), A_PRIORI, (1,)),
-        "no staggering, NCCL-like network": equal_cost_cells(slow_network, A_PRIORI, (1,)),
+        "no staggering": equal_cost_cells(A_PRIORI, A_PRIORI, 1),
+        "no staggering, no overlap": equal_cost_cells(A_PRIORI.changed(overlap=False), A_PRIORI, 1),
+        "no staggering, NCCL-like network": equal_cost_cells(slow_network, A_PRIORI, 1),
         "NCCL-like network": equal_cost_cells(slow_network, A_PRIORI),
         "modern baseline (1 ms + 2 us per sequence of host time)": equal_cost_cells(A_PRIORI, modern),
         "baseline without host time": equal_cost_cells(A_PRIORI, lean),
@@ -134,13 +134,13 @@ def figure_11() -> PaperTable:
         shape = paper_shape(model)
         for trace, (_, workload) in TRACES.items():
             for a, b in ((a, b) for a in (2, 4) for b in (1, 2, 4, 8)):
-                ways = [OffloadedInstance(COMPUTE, a, MEMORY, b, n) for n in (1, 2)]
-                step = fullest_step(ways, shape, workload.context, FITTED)
+                instance = OffloadedInstance(COMPUTE, a, MEMORY, b)
+                step = fullest_step(instance, shape, workload.context, FITTED)
                 tok_s[model, trace, a, b] = step.tokens_per_s
                 curves.append(
                     {"figure": "figure_11", "series": f"{model}, {trace}, a={a}", "x_name": "attention devices b"}
                     | {"x": b, "y_name": "tokens/s", "y": step.tokens_per_s, "batch": step.batch}
-                    | {"tok_per_dollar": 3600 * step.tokens_per_s / ways[0].price_per_hour}
+                    | {"tok_per_dollar": 3600 * step.tokens_per_s / instance.price_per_hour}
                 )
     batch = max_batch(lamina("llama3-70b"), paper_shape("llama3-70b"), TRACES["Azure-Conv"][1].context, FITTED)
 

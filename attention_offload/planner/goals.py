@@ -11,14 +11,16 @@ from attention_offload.errors import OffloadError
 class Goal:
     """Serve `workload` within `ttft_slo_s` and `tbt_slo_s` seconds for at most `budget_per_hour` dollars.
 
-    `hit_rate` is the share of prompt tokens found in a prefix cache; `demand_rps` caps the useful rate, in requests per
-    second.
+    `attainment` is the share of the requests that is to keep each target while arrivals come and go at random: rooms
+    and queues are sized for that quantile, not for the mean. `hit_rate` is the share of prompt tokens found in a prefix
+    cache; `demand_rps` caps the useful rate, in requests per second.
     """
 
     workload: DecodeWorkload
     budget_per_hour: float
     ttft_slo_s: float
     tbt_slo_s: float
+    attainment: float = 0.9
     hit_rate: float = 0.0
     demand_rps: float = float("inf")
     knobs: Knobs = A_PRIORI
@@ -27,5 +29,7 @@ class Goal:
         for field in ("budget_per_hour", "ttft_slo_s", "tbt_slo_s", "demand_rps"):
             if not getattr(self, field) > 0:
                 raise OffloadError(f"`{field}` must be positive, got {getattr(self, field)}.")
+        if not 0.5 <= self.attainment < 1:
+            raise OffloadError(f"`attainment` is a share of the requests from 0.5 to below 1, got {self.attainment}.")
         if not 0 <= self.hit_rate < 1:
             raise OffloadError(f"`hit_rate` is a share of the prompt tokens below 1, got {self.hit_rate}.")

@@ -5,21 +5,22 @@ import math
 import statistics
 from collections.abc import Callable
 
+from attention_offload.costs.experts import ExpertPoolInstance
 from attention_offload.costs.instances import DecodeInstance, DecodeStep, OffloadedInstance, max_batch
 from attention_offload.costs.knobs import Knobs
 from attention_offload.costs.operators import prefill_time
 from attention_offload.costs.shapes import ModelShape
 from attention_offload.devices import Device
-from attention_offload.errors import CapacityError
 from attention_offload.planner.goals import Goal
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeRate:
-    """The largest batch of an instance within memory and TBT, the requests per second it finishes, and what binds."""
+    """The requests per second that an instance finishes, a step with its mean and with its fullest batch, what binds."""
 
     rps: float
     step: DecodeStep
+    fullest: DecodeStep
     binds: str
 
 
@@ -54,30 +55,39 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def decode_rate(instance: DecodeInstance, shape: ModelShape, goal: Goal, in_flight: int = 1) -> DecodeRate | None:
-    """What `instance` carries of the goal's workload; None where not even one sequence per batch in flight meets TBT.
+def decode_rate(instance: DecodeInstance, shape: ModelShape, goal: Goal) -> DecodeRate | None:
+    """What `instance` carries of the goal's workload; None where not even one sequence meets TBT.
+
+    The fullest batch is what memory and TBT allow. The mean one leaves room for chance: sequences come and go like
+    customers of an M/G/infinity queue, so what they hold varies by its square root, more where contexts differ, and is
+    to fit for `attainment` of the time.
 
     Raises `CapacityError` where weights or a single request do not fit.
     """
     context, knobs = goal.workload.context, goal.knobs
     most = max_batch(instance, shape, context, knobs)
-    if most < in_flight:
-        raise CapacityError(f"{instance.label} holds {most} sequences, fewer than the {in_flight} batches in flight.")
-    batch = largest(lambda batch: instance.step(shape, batch, context, knobs).tbt_s <= goal.tbt_slo_s, in_flight, most)
-    if batch < in_flight:
+    batch = largest(lambda batch: instance.step(shape, batch, context, knobs).tbt_s <= goal.tbt_slo_s, 1, most)
+    if batch < 1:
         return None
-    step = instance.step(shape, batch, context, knobs)
+    fullest = instance.step(shape, batch, context, knobs)
+    step = instance.step(shape, mean_occupancy(batch, goal), context, knobs)
     finished, received = step.tokens_per_s / goal.workload.mean_generated, _receive_rate(instance, shape, goal)
-    if received < finished:
-        return DecodeRate(received, step, "network, KV of prompts")
     limit = "memory" if batch == most else "TBT SLO"
-    return DecodeRate(finished, step, f"{limit}, {_longest_part(step)}")
+    binds = "network, KV of prompts" if received < finished else f"{limit}, {_longest_part(fullest)}"
+    return DecodeRate(min(finished, received), step, fullest, binds)
+
+
+def mean_occupancy(room: float, goal: Goal) -> float:
+    """The m for which m + z sqrt(m (1 + spread^2)) = room, z the normal quantile of the attainment."""
+    deviations = statistics.NormalDist().inv_cdf(goal.attainment) * math.hypot(1.0, goal.workload.context_spread)
+    return ((math.sqrt(deviations**2 + 4 * room) - deviations) / 2) ** 2
 
 
 def _receive_rate(instance: DecodeInstance, shape: ModelShape, goal: Goal) -> float:
     """Requests per second whose KV the instance's NICs can take in, beside what attention sends through them."""
     moved = goal.workload.mean_prompt * shape.kv_bytes_per_token
-    if isinstance(instance, OffloadedInstance):
+    base = instance.base if isinstance(instance, ExpertPoolInstance) else instance
+    if isinstance(base, OffloadedInstance):
         moved += goal.workload.mean_generated * shape.num_layers * shape.crossing_bytes
     return instance.kv_network_bandwidth * goal.knobs.network.efficiency / moved
 
@@ -96,8 +106,9 @@ def _longest_part(step: DecodeStep) -> str:
 def prefill_rate(pool: PrefillInstance, count: int, shape: ModelShape, goal: Goal) -> float:
     """Requests per second whose TTFT `count` instances keep, first come first served.
 
-    A prompt that alone takes longer than the target is never counted, but costs its time. The mean wait is that of an
-    M/G/k queue (Sakasegawa's approximation); prompts whose own time plus that wait is below the target meet it.
+    A prompt that alone takes longer than the target is never counted, but costs its time. Of the others, `attainment`
+    are to meet it with their own time and the wait in an M/G/k queue (chance and mean of a wait by Sakasegawa's
+    approximation, waits exponential).
     """
     times = prompt_seconds(pool, shape, goal)
     mean = statistics.fmean(times)
@@ -106,7 +117,8 @@ def prefill_rate(pool: PrefillInstance, count: int, shape: ModelShape, goal: Goa
     for kept, time in enumerate(times, start=1):
         allowed = goal.ttft_slo_s - time
         if allowed > 0:
-            best = max(best, _busiest(count, allowed / (mean * variability)) * count / mean * kept / len(times))
+            busiest = _busiest(count, allowed / (mean * variability), goal.attainment)
+            best = max(best, busiest * count / mean * kept / len(times))
     sent = goal.workload.mean_prompt * shape.kv_bytes_per_token
     return min(best, count * pool.count * pool.device.network_bandwidth * goal.knobs.network.efficiency / sent)
 
@@ -116,13 +128,13 @@ def prompt_seconds(pool: PrefillInstance, shape: ModelShape, goal: Goal) -> list
     return [pool.seconds(shape, p, goal.hit_rate * p, goal.knobs) for p in goal.workload.prompts]
 
 
-def _busiest(servers: int, wait: float) -> float:
-    """The largest utilisation of an M/M/k queue whose mean wait is at most `wait` service times."""
+def _busiest(servers: int, wait: float, share: float) -> float:
+    """The largest utilisation of an M/M/k queue in which `share` of the customers wait at most `wait` service times."""
     power = math.sqrt(2 * (servers + 1)) - 1
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        if middle**power <= wait * servers * (1 - middle):
+        if middle**power * math.exp(-wait * servers * (1 - middle)) <= 1 - share:
             low = middle
         else:
             high = middle

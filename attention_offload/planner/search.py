@@ -25,8 +25,9 @@ T = TypeVar("T")
 class Plan:
     """A deployment, and what the cost model expects of it.
 
-    `goodput_rps` counts requests within both latency targets; `tbt_s` and `batch` are of one decode instance; `ttft_s`
-    is the prefill of a mean prompt without waiting; `binds` names the pool, then what limits it.
+    `goodput_rps` counts requests within both latency targets; `batch` is the mean one of a decode instance, `tbt_s` a
+    step with its fullest; `ttft_s` is the prefill of a mean prompt without waiting; `binds` names the pool, then what
+    limits it.
     """
 
     prefill: PrefillInstance
@@ -76,7 +77,8 @@ def search(goal: Goal, space: Space, *, exact_limit: int = EXACT_LIMIT, seed: in
     if best:
         return best
     if rater.too_small and not rater.fits:
-        raise CapacityError(f"{space.shapes[0].name} fits on nothing offered. For example: {rater.too_small}")
+        within = f"within ${goal.budget_per_hour}/h"
+        raise CapacityError(f"{space.shapes[0].name} fits on nothing offered {within}. For example: {rater.too_small}")
     tightest = f"TTFT {goal.ttft_slo_s} s, TBT {goal.tbt_slo_s} s, ${goal.budget_per_hour}/h"
     raise OffloadError(f"No plan meets {tightest}. Raise the budget or a target, or offer other devices.")
 
@@ -89,12 +91,12 @@ class _Rater:
         self.fits = False
         self.too_small: CapacityError | None = None
 
-    def __call__(self, option: DecodeOption) -> _Rated | None:
+    def __call__(self, option: DecodeOption | None) -> _Rated | None:
         """The option's rate; None where it does not fit, cannot be split that way, or misses the TBT target."""
-        if option.instance.price_per_hour > self.goal.budget_per_hour:
+        if option is None or option.instance.price_per_hour > self.goal.budget_per_hour:
             return None
         try:
-            rate = decode_rate(option.instance, option.shape, self.goal, option.in_flight)
+            rate = decode_rate(option.instance, option.shape, self.goal)
         except CapacityError as error:
             self.too_small = self.too_small or error
             return None
@@ -106,7 +108,8 @@ class _Rater:
 
 def _rate_options(rater: _Rater, space: Space, exact_limit: int, seed: int) -> list[_Rated]:
     spread = rater.goal.workload.context_spread
-    fixed = itertools.chain(space.coupled(), space.partial(rater.goal.knobs.helper_prefill_slowdown))
+    helped = space.partial(rater.goal.knobs.helper_prefill_slowdown)
+    fixed = itertools.chain(space.coupled(), space.experts(), helped)
     if math.prod(len(axis) for axis in space.offloaded_axes()) <= exact_limit:
         splits: Iterable[_Rated | None] = map(rater, space.offloaded(spread))
     else:
@@ -177,9 +180,8 @@ def _pools(goal: Goal, prefill: PrefillInstance, shape: ModelShape, options: Seq
             )
             if rps == goal.demand_rps:
                 binds = "demand"
-            step = rated.rate.step
-            instance = rated.option.instance
-            yield Plan(prefill, prefills, instance, decodes, shape, rps, step.batch, step.tbt_s, ttft_s, binds)
+            batch, tbt_s = rated.rate.step.batch, rated.rate.fullest.tbt_s
+            yield Plan(prefill, prefills, rated.option.instance, decodes, shape, rps, batch, tbt_s, ttft_s, binds)
 
 
 def _balanced(carried: Sequence[float], rated: _Rated, prefill_price: float, goal: Goal) -> set[tuple[int, int]]:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
+from attention_offload.costs.experts import ExpertPoolInstance
 from attention_offload.costs.instances import PARTITIONS, CoupledInstance, DecodeInstance, OffloadedInstance
 from attention_offload.costs.partial import PartiallyOffloadedInstance
 from attention_offload.costs.shapes import ModelShape
@@ -21,7 +22,6 @@ class DecodeOption:
 
     instance: DecodeInstance
     shape: ModelShape
-    in_flight: int = 1
     helped_by: PrefillInstance | None = None
     helpers: int = 0
 
@@ -31,15 +31,17 @@ class Space:
     """Device kinds and counts to choose from.
 
     `shapes` are one model in the number formats to consider. Tensor-parallel degrees (also of coupled and prefill
-    instances) come from `dense_counts`, pools of attention devices from `attention_counts`. `helpers` are how many
-    prefill instances may help one decode instance; empty for none.
+    instances) come from `dense_counts`, pools of attention devices from `attention_counts`, pools of devices for the
+    experts of a mixture from `expert_counts` (empty keeps experts with the rest). `helpers` are how many prefill
+    instances may help one decode instance; empty for none.
     """
 
     shapes: Sequence[ModelShape]
     devices: Sequence[Device]
     dense_counts: Sequence[int] = (1, 2, 4, 8)
     attention_counts: Sequence[int] = (1, 2, 4, 8)
-    in_flight: Sequence[int] = (1, 2)
+    expert_counts: Sequence[int] = (1, 2, 4, 8)
+    in_flight: Sequence[int] = (2, 3)
     partitions: Sequence[str] = ("head", "sequence")
     helpers: Sequence[int] = (1,)
 
@@ -65,20 +67,37 @@ class Space:
         for shape, device, count in itertools.product(self.shapes, self.dense_devices, self.dense_counts):
             yield DecodeOption(CoupledInstance(device, count), shape)
 
+    def experts(self) -> Iterator[DecodeOption]:
+        """Coupled instances with the experts on a pool of their own."""
+        for option, pool in itertools.product(self.coupled(), self._expert_pools()):
+            if pool is not None and option.shape.num_experts and isinstance(option.instance, CoupledInstance):
+                yield DecodeOption(ExpertPoolInstance(option.instance, *pool), option.shape)
+
+    def _expert_pools(self) -> list[tuple[Device, int] | None]:
+        """None for experts that stay with the rest."""
+        if not any(shape.num_experts for shape in self.shapes):
+            return [None]
+        return [None, *itertools.product(self.dense_devices, self.expert_counts)]
+
     def offloaded(self, spread: float) -> Iterator[DecodeOption]:
         """Every split of dense and attention; `spread` is the workload's, for attention divided by request."""
         for axes in itertools.product(*self.offloaded_axes()):
-            yield self.offloaded_option(axes, spread)
+            if option := self.offloaded_option(axes, spread):
+                yield option
 
     def offloaded_axes(self) -> tuple[Sequence, ...]:
-        """What the splits vary over: shape, dense device and count, attention device and count, n, partition."""
-        dense, counts = self.dense_devices, self.dense_counts
-        return (self.shapes, dense, counts, self.devices, self.attention_counts, self.in_flight, self.partitions)
+        """What the splits vary over: shape, dense device and count, attention device and count, n, partition, experts."""
+        dense, counts, attention = self.dense_devices, self.dense_counts, self.attention_counts
+        rest = (self.in_flight, self.partitions, self._expert_pools())
+        return (self.shapes, dense, counts, self.devices, attention, *rest)
 
-    def offloaded_option(self, axes: tuple, spread: float) -> DecodeOption:
-        shape, dense, dense_count, attention, attention_count, n, partition = axes
+    def offloaded_option(self, axes: tuple, spread: float) -> DecodeOption | None:
+        """None for values that do not go together."""
+        shape, dense, dense_count, attention, attention_count, n, partition, experts = axes
+        if experts and (n > 2 or not shape.num_experts):
+            return None
         instance = OffloadedInstance(dense, dense_count, attention, attention_count, n, partition, spread)
-        return DecodeOption(instance, shape, n)
+        return DecodeOption(ExpertPoolInstance(instance, *experts) if experts else instance, shape)
 
     def partial(self, slowdown: float) -> Iterator[DecodeOption]:
         """Coupled instances that prefill instances help; these are slowed down."""

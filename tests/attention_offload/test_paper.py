@@ -50,7 +50,7 @@ def test_the_headline_needs_staggering_and_a_slow_baseline() -> None:
     ideal = [cell.gain for cell in equal_cost_cells(IDEAL, IDEAL)]
     assert 0.2 < statistics.mean(ideal) < 0.3
     assert min(ideal) < 0
-    sequential = [cell.gain for cell in equal_cost_cells(A_PRIORI, A_PRIORI, in_flight=(1,))]
+    sequential = [cell.gain for cell in equal_cost_cells(A_PRIORI, A_PRIORI, in_flight=1)]
     staggered = [cell.gain for cell in equal_cost_cells(A_PRIORI, A_PRIORI)]
     assert min(sequential) < 0 < min(staggered)
 

@@ -44,6 +44,7 @@ def random_case(rng: random.Random) -> tuple[Goal, Space]:
         budget_per_hour=rng.uniform(5, 40),
         ttft_slo_s=rng.uniform(0.2, 10),
         tbt_slo_s=rng.uniform(0.02, 0.2),
+        attainment=rng.choice([0.5, 0.9]),
         hit_rate=rng.choice([0.0, 0.4]),
         knobs=rng.choice([A_PRIORI, IDEAL]),
     )
@@ -52,6 +53,7 @@ def random_case(rng: random.Random) -> tuple[Goal, Space]:
         [random_device(rng, name) for name in ("x", "y")],
         dense_counts=(1, 2),
         attention_counts=(1, 2),
+        expert_counts=rng.choice([(), (1, 2)]),
         in_flight=(1, 2),
         partitions=(rng.choice(["head", "request", "sequence"]),),
         helpers=rng.choice([(), (1,)]),
@@ -65,7 +67,7 @@ def exhaustive(goal: Goal, space: Space) -> dict[float, float]:
 
     def add(prefill: PrefillInstance, option: DecodeOption) -> None:
         try:
-            rate = decode_rate(option.instance, option.shape, goal, option.in_flight)
+            rate = decode_rate(option.instance, option.shape, goal)
         except OffloadError:
             return
         weights = option.shape.weight_bytes
@@ -79,7 +81,7 @@ def exhaustive(goal: Goal, space: Space) -> dict[float, float]:
                     price, rps = prefills * p + decodes * d, min(carried, decodes * rate.rps)
                     found[price] = max(rps, found.get(price, 0.0))
 
-    options = [*space.coupled(), *space.offloaded(goal.workload.context_spread)]
+    options = [*space.coupled(), *space.experts(), *space.offloaded(goal.workload.context_spread)]
     for prefill, option in itertools.product(space.prefill(), options):
         add(prefill, option)
     for option in space.partial(goal.knobs.helper_prefill_slowdown):
@@ -184,7 +186,7 @@ def test_largest() -> None:
             lambda: Goal(CHAT, 100, 5, 0.1),
             lambda: Space([LLAMA3], [DEVICES["rtx3090"]], dense_counts=(1, 2, 4)),
             CapacityError,
-            r"llama3-70b fits on nothing offered. For example: The weights of llama3-70b are 141.1 GB, but 1xrtx3090",
+            r"llama3-70b fits on nothing offered within \$100/h. For example: The weights of llama3-70b are 141.1 GB, but 1xrtx3090",
         ),
         (
             lambda: Goal(CHAT, 100, 5, 0.001),
