@@ -1,6 +1,7 @@
 """Experts on devices of their own: the slices of a mixture-of-experts model between router and combine."""
 
 import dataclasses
+import functools
 
 from attention_offload.costs.instances import CoupledInstance, DecodeStep, OffloadedInstance, room_beside_weights
 from attention_offload.costs.knobs import Knobs
@@ -96,6 +97,7 @@ def expert_time(shape: ModelShape, device: Device, count: int, batch: float, kno
     return p_norm(memory_s, compute_s, knobs.roofline_knee) + shape.num_layers * knobs.layer_overhead_s
 
 
+@functools.lru_cache
 def _only_experts(shape: ModelShape) -> ModelShape:
     if not shape.num_experts:
         raise OffloadError(f"{shape.name} has no experts to put on devices of their own.")
@@ -106,6 +108,7 @@ def _only_experts(shape: ModelShape) -> ModelShape:
     )
 
 
+@functools.lru_cache
 def _without_experts(shape: ModelShape) -> ModelShape:
     experts = _only_experts(shape)
     return dataclasses.replace(

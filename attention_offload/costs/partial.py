@@ -1,12 +1,18 @@
 """Partial offload: a part of decode attention runs on prefill devices."""
 
 import dataclasses
+import functools
 
 from attention_offload.costs.instances import DecodeStep, room_beside_weights
 from attention_offload.costs.knobs import Knobs
 from attention_offload.costs.operators import attention_time, dense_time, wire_bandwidth
 from attention_offload.costs.shapes import ModelShape
 from attention_offload.devices import Device
+
+
+@functools.lru_cache
+def _with_bandwidth(device: Device, memory_bandwidth: float) -> Device:
+    return dataclasses.replace(device, memory_bandwidth=memory_bandwidth)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +71,9 @@ class PartiallyOffloadedInstance:
         """Seconds of attention on the helpers and of the way there and back."""
         if batch <= 0:
             return 0.0, 0.0
-        lent = dataclasses.replace(
-            self.helper, memory_bandwidth=self.helper.memory_bandwidth * knobs.helper_bandwidth_share
-        )
         wire = wire_bandwidth(self.device, self.count, self.helper, self.helper_count, knobs)
         network_s = shape.num_layers * (knobs.network.round_trip_s + batch * shape.crossing_bytes / wire)
+        lent = _with_bandwidth(self.helper, self.helper.memory_bandwidth * knobs.helper_bandwidth_share)
         return attention_time(shape, lent, self.helper_count, batch, context, knobs), network_s
 
     def _helped_share(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> float:
@@ -77,13 +81,11 @@ class PartiallyOffloadedInstance:
         need = batch * shape.kv_bytes_per_token * shape.attended(context)
         least = max(0.0, 1 - self._own_bytes(shape, knobs) / need)
         most = min(1.0, self._helper_bytes(shape, knobs) / need)
-        low, high = least, max(least, most)
-        for _ in range(40):
-            share = (low + high) / 2
-            helper_s, network_s = self._helper_attention(shape, batch * share, context, knobs)
-            if helper_s + network_s < self._own_attention(shape, batch * (1 - share), context, knobs):
-                low = share
-            else:
-                high = share
+        own_s = self._own_attention(shape, batch, context, knobs)
+        helpers_s = sum(self._helper_attention(shape, batch, context, knobs))
+        launch_s = shape.num_layers * knobs.attention_layer_overhead_s
+        fixed_s = launch_s + shape.num_layers * knobs.network.round_trip_s
+        # own_s less a share of what is not launching = fixed_s plus that share of the rest of helpers_s.
+        share = (own_s - fixed_s) / (own_s - launch_s + helpers_s - fixed_s)
         # A share too small to pay for its round trips is better kept at home.
-        return least if high - least < 1e-3 else low
+        return least if share < least + 1e-3 else min(share, max(least, most))
