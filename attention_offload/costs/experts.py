@@ -19,9 +19,9 @@ class ExpertPoolInstance:
     """`expert_count` devices hold the experts, whole ones each; `base` does everything else.
 
     With a coupled base this is the cut of MegaScale-Infer (arXiv:2504.02263): attention and projections here, experts
-    there. With an offloaded one attention is cut out too, and there are three pools. Batches in flight take turns in the
-    pools, so the longest stay in one of them, or the whole way of one batch, is the time of a round. Tokens are taken to
-    spread evenly over the experts.
+    there. With an offloaded one attention is cut out too, and there are three pools. Batches in flight take turns in
+    the pools, so the longest stay in one of them, or the whole way of one batch, is the time of a round. Tokens are
+    taken to spread evenly over the experts.
     """
 
     base: CoupledInstance | OffloadedInstance
@@ -69,9 +69,7 @@ class ExpertPoolInstance:
         if n > 1:
             round_s = max(round_s, *(n * stay for stay in (*stays, expert_s, wire_s)))
         overhead_s = knobs.offload_overhead_s + knobs.offload_sequence_overhead_s * batch
-        return DecodeStep(
-            batch, dense_s, base.attention_s, network_s, base.overlap_s, overhead_s, round_s + overhead_s
-        )
+        return DecodeStep(batch, dense_s, base.attention_s, network_s, base.overlap_s, overhead_s, round_s + overhead_s)
 
     def _network_time(self, shape: ModelShape, batch: float, knobs: Knobs) -> tuple[float, float]:
         """Seconds that the NICs are busy in one direction, and seconds there and back: dispatch and combine.

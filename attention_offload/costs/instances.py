@@ -167,7 +167,7 @@ class OffloadedInstance:
         return min(ways, key=lambda step: step.tbt_s)
 
     def staggered_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs, n: int) -> DecodeStep:
-        """A step with just `n` batches in flight: a round of the pipeline (§4.3), in which no side serves two at once."""
+        """A step with just `n` batches in flight: a round of the pipeline (§4.3); no side serves two at once."""
         part = batch / n
         splits = self._sequence_splits(shape)
         load = self._imbalance(part)
@@ -236,7 +236,7 @@ def balanced_count(
     knobs: Knobs,
     counts: Sequence[int],
 ) -> int:
-    """Attention devices, of `counts`, for which t_a is closest to t_m / (n - 1) (§4.3), among those that hold the batch.
+    """Attention devices, of `counts`, for which t_a is closest to t_m / (n - 1) (§4.3), of those that hold the batch.
 
     Raises `CapacityError` where none does.
     """

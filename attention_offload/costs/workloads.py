@@ -16,8 +16,9 @@ class DecodeWorkload:
     """Lengths of a trace, in tokens.
 
     `context` is the mean over decode steps, not over requests: a request with p prompt and g generated tokens is seen
-    g times with p, p + 1, ... tokens, so it is sum(p·g + g(g-1)/2) / sum(g). `context_spread` is the standard
-    deviation of the contexts over their mean. `prompts` are representative prompt lengths, equally likely, shortest
+    g times with p, p + 1, ... tokens, so it is sum(p·g + g(g-1)/2) / sum(g). `reserved` is the room that a sequence
+    needs by its end, p + g, as a mean over decode steps too. `context_spread` is the standard deviation of the contexts
+    over their mean. `prompts` are representative prompt lengths, equally likely, shortest
     first, with the mean of the trace.
     """
 
@@ -26,19 +27,23 @@ class DecodeWorkload:
     mean_generated: float
     context: float
     context_spread: float = 0.0
+    reserved: float = 0.0
     prompts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("mean_prompt", "mean_generated", "context"):
             if not getattr(self, field) > 0:
                 raise OffloadError(f"Workload `{self.name}`: `{field}` must be positive, got {getattr(self, field)}.")
+        if not self.reserved:
+            object.__setattr__(self, "reserved", self.context)
         if not self.prompts:
             object.__setattr__(self, "prompts", (self.mean_prompt,))
 
     @classmethod
     def from_means(cls, name: str, mean_prompt: float, mean_generated: float) -> "DecodeWorkload":
         """A workload of which only the means are known: every request alike."""
-        return cls(name, mean_prompt, mean_generated, mean_prompt + (mean_generated - 1) / 2)
+        context, reserved = mean_prompt + (mean_generated - 1) / 2, mean_prompt + mean_generated
+        return cls(name, mean_prompt, mean_generated, context, reserved=reserved)
 
     @classmethod
     def from_lengths(cls, name: str, lengths: Iterable[tuple[int, int]]) -> "DecodeWorkload":
@@ -49,6 +54,7 @@ class DecodeWorkload:
         steps = sum(g for _, g in pairs)
         context = sum(p * g + g * (g - 1) / 2 for p, g in pairs) / steps
         square = sum(g * (p + g / 2) ** 2 for p, g in pairs) / steps
+        reserved = sum(g * (p + g) for p, g in pairs) / steps
         prompts = sorted(p for p, _ in pairs)
         return cls(
             name,
@@ -56,6 +62,7 @@ class DecodeWorkload:
             steps / len(pairs),
             context,
             math.sqrt(max(square - context**2, 0.0)) / context,
+            reserved,
             _group_means(prompts),
         )
 

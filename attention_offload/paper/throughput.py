@@ -54,9 +54,7 @@ class Cell:
         return self.offloaded_batch / self.coupled_batch
 
 
-def equal_cost_cells(
-    offloaded: Knobs, coupled: Knobs, in_flight: int = 2, largest: float = float("inf")
-) -> list[Cell]:
+def equal_cost_cells(offloaded: Knobs, coupled: Knobs, in_flight: int = 2, largest: float = float("inf")) -> list[Cell]:
     """The 12 cells of Fig 10; up to `in_flight` batches, and at most `largest` sequences in the baseline's batch."""
     cells = []
     for model in EQUAL_COST:

@@ -12,8 +12,9 @@ class Goal:
     """Serve `workload` within `ttft_slo_s` and `tbt_slo_s` seconds for at most `budget_per_hour` dollars.
 
     `attainment` is the share of the requests that is to keep each target while arrivals come and go at random: rooms
-    and queues are sized for that quantile, not for the mean. `hit_rate` is the share of prompt tokens found in a prefix
-    cache; `demand_rps` caps the useful rate, in requests per second.
+    and queues are sized for that quantile, not for the mean. `dispersion` is how random: variance over mean of the
+    arrivals within the time of one answer, 1 for a Poisson process, more for bursts. `hit_rate` is the share of prompt
+    tokens found in a prefix cache; `demand_rps` caps the useful rate, in requests per second.
     """
 
     workload: DecodeWorkload
@@ -23,6 +24,7 @@ class Goal:
     attainment: float = 0.9
     hit_rate: float = 0.0
     demand_rps: float = float("inf")
+    dispersion: float = 1.0
     knobs: Knobs = A_PRIORI
 
     def __post_init__(self) -> None:
@@ -31,5 +33,7 @@ class Goal:
                 raise OffloadError(f"`{field}` must be positive, got {getattr(self, field)}.")
         if not 0.5 <= self.attainment < 1:
             raise OffloadError(f"`attainment` is a share of the requests from 0.5 to below 1, got {self.attainment}.")
+        if not self.dispersion >= 0:
+            raise OffloadError(f"`dispersion` is a variance over a mean and cannot be negative, got {self.dispersion}.")
         if not 0 <= self.hit_rate < 1:
             raise OffloadError(f"`hit_rate` is a share of the prompt tokens below 1, got {self.hit_rate}.")

@@ -5,6 +5,8 @@ import math
 import statistics
 from collections.abc import Callable
 
+import numpy as np
+
 from attention_offload.costs.experts import ExpertPoolInstance
 from attention_offload.costs.instances import DecodeInstance, DecodeStep, OffloadedInstance, max_batch
 from attention_offload.costs.knobs import Knobs
@@ -13,13 +15,16 @@ from attention_offload.costs.shapes import ModelShape
 from attention_offload.devices import Device
 from attention_offload.planner.goals import Goal
 
+# Batches at which an instance's speed is looked up, and the bisection of its rate: to 1 / 17^3 of the highest.
+_POINTS, _CANDIDATES, _ROUNDS = 10, 16, 3
+
 
 @dataclasses.dataclass(frozen=True)
 class DecodeRate:
-    """The requests per second that an instance finishes, a step with its mean and with its fullest batch, what binds."""
+    """Requests per second that an instance finishes, its mean batch, a step with its fullest one, and what binds."""
 
     rps: float
-    step: DecodeStep
+    batch: float
     fullest: DecodeStep
     binds: str
 
@@ -58,29 +63,64 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
 def decode_rate(instance: DecodeInstance, shape: ModelShape, goal: Goal) -> DecodeRate | None:
     """What `instance` carries of the goal's workload; None where not even one sequence meets TBT.
 
-    The fullest batch is what memory and TBT allow. The mean one leaves room for chance: sequences come and go like
-    customers of an M/G/infinity queue, so what they hold varies by its square root, more where contexts differ, and is
-    to fit for `attainment` of the time.
+    The fullest batch is what memory and TBT allow. A sequence joins between two steps, so its first gap is half a step
+    longer than a step on average; its TBT, the mean of the longest tenth of its gaps, contains it. The rate is the one
+    at which `attainment` of the arrivals find room in that batch.
 
     Raises `CapacityError` where weights or a single request do not fit.
     """
-    context, knobs = goal.workload.context, goal.knobs
-    most = max_batch(instance, shape, context, knobs)
-    batch = largest(lambda batch: instance.step(shape, batch, context, knobs).tbt_s <= goal.tbt_slo_s, 1, most)
-    if batch < 1:
+    workload, knobs = goal.workload, goal.knobs
+    most = max_batch(instance, shape, workload.reserved, knobs)
+    counted = max(1, int(workload.mean_generated) // 10)
+    allowed_s = goal.tbt_slo_s / (1 + 0.5 / counted)
+    fullest = _fullest_step(instance, shape, goal, allowed_s, most)
+    if fullest is None:
         return None
-    fullest = instance.step(shape, batch, context, knobs)
-    step = instance.step(shape, mean_occupancy(batch, goal), context, knobs)
-    finished, received = step.tokens_per_s / goal.workload.mean_generated, _receive_rate(instance, shape, goal)
-    limit = "memory" if batch == most else "TBT SLO"
+    batches = np.unique(np.geomspace(1, fullest.batch, _POINTS))
+    tok_s = [instance.step(shape, batch, workload.context, knobs).tokens_per_s for batch in batches.tolist()]
+    finished, mean = attained_rate(batches, np.array(tok_s) / workload.mean_generated, goal)
+    received = _receive_rate(instance, shape, goal)
+    limit = "memory" if fullest.batch == most else "TBT SLO"
     binds = "network, KV of prompts" if received < finished else f"{limit}, {_longest_part(fullest)}"
-    return DecodeRate(min(finished, received), step, fullest, binds)
+    return DecodeRate(min(finished, received), mean, fullest, binds)
 
 
-def mean_occupancy(room: float, goal: Goal) -> float:
-    """The m for which m + z sqrt(m (1 + spread^2)) = room, z the normal quantile of the attainment."""
-    deviations = statistics.NormalDist().inv_cdf(goal.attainment) * math.hypot(1.0, goal.workload.context_spread)
-    return ((math.sqrt(deviations**2 + 4 * room) - deviations) / 2) ** 2
+def _fullest_step(
+    instance: DecodeInstance, shape: ModelShape, goal: Goal, allowed_s: float, most: int
+) -> DecodeStep | None:
+    """The step with the largest batch, up to `most`, that takes at most `allowed_s`."""
+    context, knobs = goal.workload.context, goal.knobs
+    batch = largest(lambda batch: instance.step(shape, batch, context, knobs).tbt_s <= allowed_s, 1, most)
+    return instance.step(shape, batch, context, knobs) if batch else None
+
+
+def attained_rate(batches: np.ndarray, finished_rps: np.ndarray, goal: Goal) -> tuple[float, float]:
+    """The rate at which `attainment` of the arrivals find fewer than `batches[-1]` sequences, and the mean batch.
+
+    Sequences share the instance, which finishes `finished_rps` requests per second at `batches`: a queue with processor
+    sharing, whose occupancy is that of a birth-death process whatever the lengths are (Cohen 1979). Arrivals in bursts
+    and unequal contexts make it vary more; they are taken as sequences that come and go `dispersion` + spread^2 at a
+    time. Beyond the fullest batch, sequences wait.
+    """
+    fullest = float(batches[-1])
+    states = max(1, round(fullest / (goal.dispersion + goal.workload.context_spread**2)))
+    occupied = np.linspace(fullest / states, fullest, states)
+    served = np.interp(occupied, batches, finished_rps)
+    # log of the product of served rates, per state, relative to the fastest.
+    slowed = np.concatenate([[0.0], np.cumsum(np.log(served / served[-1]))])
+    busy = np.concatenate([[0.0], occupied])
+    low, high, mean = 0.0, 1.0, 0.0
+    for _ in range(_ROUNDS):
+        loads = np.linspace(low, high, _CANDIDATES + 2)[1:-1]
+        weights = np.arange(states + 1)[None] * np.log(loads)[:, None] - slowed[None]
+        chances = np.exp(weights - weights.max(axis=1, keepdims=True))
+        chances[:, -1] /= 1 - loads
+        chances /= chances.sum(axis=1, keepdims=True)
+        kept = int(np.sum(1 - chances[:, -1] >= goal.attainment))
+        if kept:
+            low, mean = float(loads[kept - 1]), float(chances[kept - 1] @ busy)
+        high = float(loads[kept]) if kept < _CANDIDATES else high
+    return low * float(served[-1]), mean
 
 
 def _receive_rate(instance: DecodeInstance, shape: ModelShape, goal: Goal) -> float:
@@ -107,17 +147,17 @@ def prefill_rate(pool: PrefillInstance, count: int, shape: ModelShape, goal: Goa
     """Requests per second whose TTFT `count` instances keep, first come first served.
 
     A prompt that alone takes longer than the target is never counted, but costs its time. Of the others, `attainment`
-    are to meet it with their own time and the wait in an M/G/k queue (chance and mean of a wait by Sakasegawa's
+    are to meet it with their own time and the wait in a G/G/k queue (chance and mean of a wait by Sakasegawa's
     approximation, waits exponential).
     """
     times = prompt_seconds(pool, shape, goal)
     mean = statistics.fmean(times)
-    variability = statistics.fmean(time * time for time in times) / mean**2 / 2
+    variability = (goal.dispersion + statistics.pvariance(times) / mean**2) / 2
     best = 0.0
     for kept, time in enumerate(times, start=1):
         allowed = goal.ttft_slo_s - time
         if allowed > 0:
-            busiest = _busiest(count, allowed / (mean * variability), goal.attainment)
+            busiest = _busiest(count, allowed / (mean * max(variability, 1e-9)), goal.attainment)
             best = max(best, busiest * count / mean * kept / len(times))
     sent = goal.workload.mean_prompt * shape.kv_bytes_per_token
     return min(best, count * pool.count * pool.device.network_bandwidth * goal.knobs.network.efficiency / sent)

@@ -25,9 +25,9 @@ T = TypeVar("T")
 class Plan:
     """A deployment, and what the cost model expects of it.
 
-    `goodput_rps` counts requests within both latency targets; `batch` is the mean one of a decode instance, `tbt_s` a
-    step with its fullest; `ttft_s` is the prefill of a mean prompt without waiting; `binds` names the pool, then what
-    limits it.
+    `goodput_rps` counts requests within both latency targets; `batch` is the mean one of a decode instance, `max_batch`
+    its fullest and `tbt_s` a step with that; `ttft_s` is the prefill of a mean prompt without waiting; `answerable` the
+    share of the prompts whose prefill alone is within the target; `binds` names the pool, then what limits it.
     """
 
     prefill: PrefillInstance
@@ -37,8 +37,10 @@ class Plan:
     shape: ModelShape
     goodput_rps: float
     batch: float
+    max_batch: int
     tbt_s: float
     ttft_s: float
+    answerable: float
     binds: str
 
     @property
@@ -171,6 +173,7 @@ def _pools(goal: Goal, prefill: PrefillInstance, shape: ModelShape, options: Seq
     except OffloadError:
         return
     ttft_s = sum(times) / len(times)
+    answerable = sum(time < goal.ttft_slo_s for time in times) / len(times)
     for rated in options:
         for prefills, decodes in _balanced(carried, rated, prefill.price_per_hour, goal):
             supply = min(carried[prefills - 1], goal.demand_rps)
@@ -180,8 +183,21 @@ def _pools(goal: Goal, prefill: PrefillInstance, shape: ModelShape, options: Seq
             )
             if rps == goal.demand_rps:
                 binds = "demand"
-            batch, tbt_s = rated.rate.step.batch, rated.rate.fullest.tbt_s
-            yield Plan(prefill, prefills, rated.option.instance, decodes, shape, rps, batch, tbt_s, ttft_s, binds)
+            fullest = rated.rate.fullest
+            yield Plan(
+                prefill,
+                prefills,
+                rated.option.instance,
+                decodes,
+                shape,
+                rps,
+                rated.rate.batch,
+                int(fullest.batch),
+                fullest.tbt_s,
+                ttft_s,
+                answerable,
+                binds,
+            )
 
 
 def _balanced(carried: Sequence[float], rated: _Rated, prefill_price: float, goal: Goal) -> set[tuple[int, int]]:

@@ -86,7 +86,7 @@ class Space:
                 yield option
 
     def offloaded_axes(self) -> tuple[Sequence, ...]:
-        """What the splits vary over: shape, dense device and count, attention device and count, n, partition, experts."""
+        """What splits vary over: shape, dense device and count, attention device and count, n, partition, experts."""
         dense, counts, attention = self.dense_devices, self.dense_counts, self.attention_counts
         rest = (self.in_flight, self.partitions, self._expert_pools())
         return (self.shapes, dense, counts, self.devices, attention, *rest)

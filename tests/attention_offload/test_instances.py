@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_offload.costs.instances import CoupledInstance, OffloadedInstance, max_batch
+from attention_offload.costs.instances import CoupledInstance, OffloadedInstance, balanced_count, max_batch
 from attention_offload.costs.knobs import A_PRIORI, FITTED, IDEAL, NCCL
 from attention_offload.costs.model_table import load_shape
 from attention_offload.costs.partial import PartiallyOffloadedInstance
@@ -48,8 +48,42 @@ def test_step_is_the_round_time_of_its_parts() -> None:
     step = instance.step(LLAMA3, 300, 4096, A_PRIORI)
     alone = step.dense_s + step.attention_s + step.network_s - step.overlap_s
     round_s = max(3 * step.attention_s, 3 * step.dense_s / 2, alone)
+    assert step == instance.staggered_step(LLAMA3, 300, 4096, A_PRIORI, 3)
     assert step.tbt_s == pytest.approx(round_s + step.overhead_s)
     assert step.tokens_per_s == 300 / step.tbt_s
+
+
+@given(st.integers(1, 400), contexts, st.integers(2, 4))
+@settings(max_examples=50, deadline=None)
+def test_staggering_is_chosen_only_where_it_pays(batch: int, context: int, n: int) -> None:
+    instance = OffloadedInstance(H100, 2, H20, 4, n)
+    ways = [instance.staggered_step(LLAMA65, batch, context, A_PRIORI, k).tbt_s for k in (1, n)]
+    assert instance.step(LLAMA65, batch, context, A_PRIORI).tbt_s == min(ways)
+
+
+def test_a_slow_wire_is_busy_with_one_batch_at_a_time() -> None:
+    slow = dataclasses.replace(H20, network_bandwidth=1e8)
+    step = OffloadedInstance(H100, 2, slow, 4).staggered_step(LLAMA65, 200, 100, IDEAL, 2)
+    out = 200 * 80 * (LLAMA65.query_bytes + LLAMA65.kv_crossing_bytes) / 4e8
+    assert step.tbt_s == pytest.approx(out)
+
+
+def test_pool_is_sized_so_that_both_sides_take_equally_long() -> None:
+    """t_a = t_m / (n - 1), against every pool size; only pools that hold the batch count."""
+    instance, counts = OffloadedInstance(H100, 2, H20, 1, 2), range(1, 17)
+
+    def apart(count: int) -> float:
+        step = dataclasses.replace(instance, attention_count=count, partition="sequence").staggered_step(
+            LLAMA3, 400, 8192, A_PRIORI, 2
+        )
+        return abs(step.attention_s - step.dense_s)
+
+    sized = dataclasses.replace(instance, partition="sequence")
+    chosen = balanced_count(sized, LLAMA3, 400, 8192, A_PRIORI, counts)
+    needed = 400 * 8192 * LLAMA3.kv_bytes_per_token / (0.95 * H20.memory_bytes)
+    assert chosen == min((count for count in counts if count >= needed), key=apart)
+    with pytest.raises(CapacityError, match=r"400 sequences of 8192 tokens .* 4xh20 offer 364.8 GB"):
+        balanced_count(sized, LLAMA3, 400, 8192, A_PRIORI, (1, 2, 4))
 
 
 def test_costs_of_table_5() -> None:

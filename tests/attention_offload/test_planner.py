@@ -1,9 +1,11 @@
 """The planner against exhaustive search, its fast search against its exact one, and clear refusals."""
 
 import dataclasses
+import functools
 import itertools
 import random
 
+import numpy as np
 import pytest
 
 from attention_offload.costs.knobs import A_PRIORI, IDEAL
@@ -12,13 +14,13 @@ from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.devices import Device, load_devices
 from attention_offload.errors import CapacityError, OffloadError
 from attention_offload.planner.goals import Goal
-from attention_offload.planner.rates import PrefillInstance, decode_rate, largest, prefill_rate
+from attention_offload.planner.rates import PrefillInstance, attained_rate, decode_rate, largest, prefill_rate
 from attention_offload.planner.search import Plan, search
 from attention_offload.planner.space import DecodeOption, Space
 
 DEVICES = load_devices()
 LLAMA3 = load_shape("llama3-70b")
-CHAT = DecodeWorkload("chat", 1000.0, 200.0, 1100.0, 0.5, (200.0, 600.0, 2200.0))
+CHAT = DecodeWorkload("chat", 1000.0, 200.0, 1100.0, 0.5, 1200.0, (200.0, 600.0, 2200.0))
 
 
 def random_device(rng: random.Random, name: str) -> Device:
@@ -52,9 +54,9 @@ def random_case(rng: random.Random) -> tuple[Goal, Space]:
         [shape],
         [random_device(rng, name) for name in ("x", "y")],
         dense_counts=(1, 2),
-        attention_counts=(1, 2),
-        expert_counts=rng.choice([(), (1, 2)]),
-        in_flight=(1, 2),
+        attention_counts=rng.choice([(1,), (1, 2)]),
+        expert_counts=rng.choice([(), (1,)]),
+        in_flight=rng.choice([(1,), (2,), (2, 3)]),
         partitions=(rng.choice(["head", "request", "sequence"]),),
         helpers=rng.choice([(), (1,)]),
     )
@@ -90,7 +92,12 @@ def exhaustive(goal: Goal, space: Space) -> dict[float, float]:
     return found
 
 
-def test_the_search_is_exact_on_a_thousand_small_cases() -> None:
+def test_the_search_is_exact_on_a_thousand_small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both sides rate the same instances; what is compared is what they make of the rates.
+    for name, function in (("decode_rate", decode_rate), ("prefill_rate", prefill_rate)):
+        kept = functools.lru_cache(function)
+        monkeypatch.setattr(f"attention_offload.planner.search.{name}", kept)
+        monkeypatch.setitem(globals(), name, kept)
     rng = random.Random(0)
     plans_found = 0
     for _ in range(1000):
@@ -159,6 +166,43 @@ def test_more_prefill_instances_carry_more_than_their_share() -> None:
     assert rates == sorted(rates)
 
 
+@pytest.mark.parametrize(("fullest", "dispersion"), [(1, 1.0), (12, 1.0), (60, 1.0), (60, 4.0)])
+def test_attained_rate_is_that_of_a_simulated_queue(fullest: int, dispersion: float) -> None:
+    """Arrivals in groups of `dispersion` at a queue whose speed saturates; how many find it not yet full."""
+    batches = np.arange(1, fullest + 1)
+    speeds = batches / (0.5 + 0.05 * batches)
+    workload = dataclasses.replace(CHAT, context_spread=0.0)
+    goal = dataclasses.replace(Goal(workload, 1.0, 1.0, 1.0), dispersion=dispersion)
+    rate, mean = attained_rate(batches.astype(float), speeds, goal)
+    rng, group = random.Random(0), int(dispersion)
+    held, now, occupied, room, arrivals = 0, 0.0, 0.0, 0, 0
+    while arrivals < 60_000:
+        served = speeds[min(held, fullest) - 1] / group if held else 0.0
+        wait = rng.expovariate(rate / group + served)
+        occupied += wait * min(held, fullest)
+        now += wait
+        if rng.random() * (rate / group + served) < rate / group:
+            arrivals += 1
+            room += held + group <= fullest
+            held += group
+        else:
+            held -= group
+    assert room / arrivals == pytest.approx(goal.attainment, abs=0.02)
+    assert occupied / now == pytest.approx(mean, rel=0.1)
+
+
+def test_rooms_grow_less_than_the_rates_that_they_allow() -> None:
+    """Twice the room carries more than twice the rate, and bursts or unequal lengths cost some of it."""
+    speeds = np.array([1.0, 100.0])
+
+    def rate(fullest: float, dispersion: float = 1.0) -> float:
+        goal = dataclasses.replace(Goal(CHAT, 1.0, 1.0, 1.0), dispersion=dispersion)
+        return attained_rate(np.array([1.0, fullest]), speeds * fullest / 100, goal)[0]
+
+    assert rate(200) > 2 * rate(100) > 4 * rate(50)
+    assert rate(100, 1.0) > rate(100, 3.0) > rate(100, 10.0)
+
+
 def test_largest() -> None:
     for limit in range(-1, 12):
         assert largest(lambda n, limit=limit: n <= limit, 2, 9) == min(max(limit, 1), 9)
@@ -186,7 +230,7 @@ def test_largest() -> None:
             lambda: Goal(CHAT, 100, 5, 0.1),
             lambda: Space([LLAMA3], [DEVICES["rtx3090"]], dense_counts=(1, 2, 4)),
             CapacityError,
-            r"llama3-70b fits on nothing offered within \$100/h. For example: The weights of llama3-70b are 141.1 GB, but 1xrtx3090",
+            r"fits on nothing offered within \$100/h. For example: The weights of llama3-70b are 141.1 GB, but 1x",
         ),
         (
             lambda: Goal(CHAT, 100, 5, 0.001),

@@ -1,0 +1,173 @@
+"""What to rent for a model and a trace: `python -m experiments.plan_deployment --model=llama3-70b --trace=trace.jsonl`.
+
+Searches prefill pools and decode instances (coupled, with attention on other devices, with experts on other devices,
+with the help of prefill devices) for the frontier of price against goodput, then lets the best few serve the trace in
+the cluster simulator.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+from tqdm import tqdm
+
+from attention_offload.costs.instances import PARTITIONS
+from attention_offload.costs.knobs import KNOBS, load_knobs
+from attention_offload.costs.model_table import load_shape
+from attention_offload.costs.shapes import FORMAT_BYTES
+from attention_offload.devices import PRICE_BOOKS, load_devices
+from attention_offload.errors import OffloadError
+from attention_offload.planner.search import Plan, search
+from attention_offload.planner.space import Space
+from experiments.common.flags import SEED, out_folder
+from experiments.common.plots import save_curves
+from experiments.common.results import print_table, start_meta, write_result
+from model.config import UnsupportedModelError
+from serving.conductor import SLO
+from serving.simulator.confirm import Confirmation, confirm
+from serving.simulator.trace_goal import trace_goal
+from serving.workload.errors import TraceError
+from serving.workload.requests import Trace
+from serving.workload.traces import read_trace
+
+MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset, or the folder of a Hugging Face config.json.")
+TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
+LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests of the trace.", lower_bound=1)
+SPEED = flags.DEFINE_float("speed", 1.0, "Demand as a multiple of the trace's.", lower_bound=1e-9)
+BUDGET = flags.DEFINE_float("budget_per_hour", 100.0, "Dollars per hour.")
+TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.")
+TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.")
+ATTAINMENT = flags.DEFINE_float("attainment", 0.9, "Share of the requests that is to keep each limit.")
+DEVICES = flags.DEFINE_list("devices", ["h100", "h200", "h20", "a100", "l40s"], "Of the device table.")
+DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
+PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book.")
+KNOB_PRESET = flags.DEFINE_enum("knobs", "a_priori", tuple(KNOBS), "Assumptions of the cost model.")
+MEASURED = flags.DEFINE_string(
+    "measured", None, "Knobs that were measured (JSON or TOML), in place of those of --knobs."
+)
+DENSE = flags.DEFINE_multi_integer("dense", [1, 2, 4, 8], "Tensor-parallel degrees, also of prefill.", lower_bound=1)
+ATTENTION = flags.DEFINE_multi_integer("attention", [1, 2, 4, 8], "Sizes of attention pools.", lower_bound=1)
+EXPERTS = flags.DEFINE_multi_integer("experts", [1, 2, 4, 8], "Sizes of expert pools.", lower_bound=1)
+IN_FLIGHT = flags.DEFINE_multi_integer("in_flight", [2, 3], "Batches in flight, at most.", lower_bound=1)
+PARTITION = flags.DEFINE_multi_enum("partition", ["head", "sequence"], PARTITIONS, "How to divide attention.")
+WEIGHTS = flags.DEFINE_multi_enum("weights", ["bfloat16"], tuple(FORMAT_BYTES), "Formats of the weights.")
+KV = flags.DEFINE_multi_enum("kv", ["bfloat16"], tuple(FORMAT_BYTES), "Formats of the KV.")
+HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a prefill instance.", lower_bound=0)
+CONFIRM = flags.DEFINE_integer("confirm", 3, "Plans to put to the test in the simulator.", lower_bound=0)
+
+
+def _space() -> Space:
+    table = load_devices(PRICES.value, DEVICE_FILE.value)
+    shape = load_shape(MODEL.value)
+    return Space(
+        [shape.quantised(weights, kv) for weights in WEIGHTS.value for kv in KV.value],
+        [table[name] for name in DEVICES.value],
+        dense_counts=DENSE.value,
+        attention_counts=ATTENTION.value,
+        expert_counts=EXPERTS.value,
+        in_flight=IN_FLIGHT.value,
+        partitions=PARTITION.value,
+    )
+
+
+def _row(plan: Plan) -> dict[str, Any]:
+    return {
+        "price_per_hour": plan.price_per_hour,
+        "goodput_rps": plan.goodput_rps,
+        "requests_per_dollar": plan.requests_per_dollar,
+        "prefill": f"{plan.prefill_count} * ({plan.prefill.label})",
+        "decode": f"{plan.decode_count} * ({plan.decode.label})",
+        "weights": plan.shape.weight_format,
+        "kv": plan.shape.kv_format,
+        "batch": plan.batch,
+        "tbt_s": plan.tbt_s,
+        "ttft_s": plan.ttft_s,
+        "binds": plan.binds,
+    }
+
+
+def _tested_row(tested: Confirmation) -> dict[str, Any]:
+    plan, trial = tested.plan, tested.trial
+    return {
+        "plan": plan.label,
+        "price_per_hour": plan.price_per_hour,
+        "planned_rps": plan.goodput_rps,
+        "simulated_rps": trial.goodput_rps,
+        "attainment": trial.attainment,
+        "ttft_attainment": trial.ttft_attainment,
+        "tbt_attainment": trial.tbt_attainment,
+        "ttft_p90_s": trial.ttft_p90_s,
+        "tbt_p90_s": trial.tbt_p90_s,
+        "hit_rate": trial.hit_rate,
+        "sustained_rps": tested.sustained_rps,
+        "verdict": tested.verdict,
+        "reason": tested.reason,
+    }
+
+
+def _best(plans: Sequence[Plan], count: int) -> list[Plan]:
+    """The most goodput there is, and the best per dollar."""
+    by_value = sorted(plans[:-1], key=lambda plan: -plan.requests_per_dollar)
+    return [*by_value[: count - 1], plans[-1]] if count else []
+
+
+def _save_plot(out: pathlib.Path, frontiers: dict[str, Sequence[Plan]], tested: Sequence[Confirmation]) -> None:
+    series = {
+        name: [(plan.price_per_hour, plan.goodput_rps) for plan in plans] for name, plans in frontiers.items() if plans
+    }
+    if tested:
+        series["sustained in the simulator"] = sorted((t.plan.price_per_hour, t.sustained_rps) for t in tested)
+    save_curves(out / "frontier.png", f"{MODEL.value} on {TRACE.value}", "$/h", "requests/s within targets", series)
+
+
+def _plan(trace: Trace, out: pathlib.Path, meta: dict[str, Any]) -> None:
+    knobs = load_knobs("measured" if MEASURED.value else KNOB_PRESET.value, MEASURED.value)
+    slo = SLO(TTFT_SLO_S.value, TBT_SLO_S.value)
+    goal = trace_goal(trace, knobs, slo, BUDGET.value, ATTAINMENT.value, HOST_TOKENS.value)
+    space = _space()
+    plans = search(goal, space, seed=SEED.value)
+    coupled = dataclasses.replace(space, attention_counts=(), expert_counts=(), helpers=())
+    try:
+        alike = search(goal, coupled, seed=SEED.value)
+    except OffloadError:
+        alike = []
+    print_table([_row(plan) for plan in plans], f"Frontier: {MODEL.value}, {trace.name}, {goal.knobs.name} knobs")
+    tested = []
+    with tqdm(total=CONFIRM.value, desc="simulated plans", disable=not CONFIRM.value) as bar:
+        for plan in _best(plans, CONFIRM.value):
+            tell = lambda rps, plan=plan: bar.set_postfix_str(f"{plan.label} at {rps:.3g} requests/s")  # noqa: E731
+            tested.append(confirm(plan, goal, trace, HOST_TOKENS.value, tell))
+            bar.update()
+    rows = [_tested_row(one) for one in tested]
+    if rows:
+        print_table(rows, "Put to the test")
+    best, without = (max((plan.requests_per_dollar for plan in of), default=None) for of in (plans, alike))
+    totals = {
+        "best_requests_per_dollar": best,
+        "best_coupled_requests_per_dollar": without,
+        "gain_over_coupled": best / without - 1 if best and without else None,
+        "hit_rate_assumed": goal.hit_rate,
+        "arrival_dispersion": goal.dispersion,
+        "demand_rps": goal.demand_rps,
+    }
+    print_table([{"total": name, "value": value} for name, value in totals.items()])
+    _save_plot(out, {"all": plans, "coupled only": alike}, tested)
+    write_result(out, meta, [_row(plan) for plan in plans], totals | {"tested": rows})
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+    out = out_folder("plan_deployment")
+    config = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}
+    meta = start_meta(config, SEED.value)
+    try:
+        _plan(read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), out, meta)
+    except (OffloadError, TraceError, UnsupportedModelError) as error:
+        raise app.UsageError(str(error)) from error
+
+
+if __name__ == "__main__":
+    app.run(main)

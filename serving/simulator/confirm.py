@@ -1,0 +1,133 @@
+"""Plans put to the test: a cluster of their instances serves the trace, and the simulator says what it attained."""
+
+import dataclasses
+from collections.abc import Callable
+
+from attention_offload.planner.goals import Goal
+from attention_offload.planner.search import Plan
+from serving.conductor import SLO, ConductorConfig
+from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.deployment import plan_performance
+from serving.simulator.performance import Performance
+from serving.simulator.trace_goal import trace_rps
+from serving.workload.outcomes import totals
+from serving.workload.requests import Trace
+
+CONFIRMED, REFUTED = "confirmed", "refuted"
+# The sustained rate is found to within this ratio, and looked for up to this factor around the planned rate.
+_RESOLUTION, _WIDEST = 1.05, 16.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What a cluster made of a trace at one rate; shares of all requests, latencies in seconds."""
+
+    offered_rps: float
+    attainment: float
+    ttft_attainment: float
+    tbt_attainment: float
+    ttft_p90_s: float | None
+    tbt_p90_s: float | None
+    hit_rate: float
+    rejected: int
+
+    @property
+    def goodput_rps(self) -> float:
+        """Requests per second within both targets."""
+        return self.offered_rps * self.attainment
+
+
+@dataclasses.dataclass(frozen=True)
+class Confirmation:
+    """A plan's trial at the rate that it was made for, the rate that it sustains, and the verdict.
+
+    `sustained_rps` is the highest rate found at which `attainment` of the requests keep both targets.
+    """
+
+    plan: Plan
+    trial: Trial
+    sustained_rps: float
+    verdict: str
+    reason: str
+
+
+def at_rate(trace: Trace, rps: float) -> Trace:
+    """The same requests, arriving at `rps` on average: their times are stretched."""
+    factor = trace_rps(trace) / rps
+    requests = tuple(dataclasses.replace(r, arrival_s=r.arrival_s * factor) for r in trace.requests)
+    return dataclasses.replace(trace, requests=requests)
+
+
+def try_cluster(trace: Trace, cluster: ClusterConfig, performance: Performance) -> Trial:
+    """Serves `trace`; the targets are those of the cluster's Conductor."""
+    slo = cluster.conductor.slo
+    outcomes = Simulation(cluster, performance).run(trace).outcomes
+    summary = totals(outcomes, slo.ttft_s, slo.tbt_s)
+
+    def within(name: str, limit: float) -> float:
+        served = (o for o in outcomes if o.ttft_s is not None)
+        return sum((getattr(o, name) or 0.0) <= limit for o in served) / len(outcomes)
+
+    return Trial(
+        trace_rps(trace),
+        summary["effective_ratio"],
+        within("ttft_s", slo.ttft_s),
+        within("tbt_s", slo.tbt_s),
+        summary["ttft_s"]["p90"],
+        summary["tbt_s"]["p90"],
+        summary["hit_rate"],
+        summary["rejected"],
+    )
+
+
+def confirm(
+    plan: Plan, goal: Goal, trace: Trace, host_tokens: int, progress: Callable[[float], object] | None = None
+) -> Confirmation:
+    """Serves `trace` with the plan's instances, at the planned rate and then around it.
+
+    Each prefill instance has a KVCache of `host_tokens`. `progress` is told every rate that is tried.
+    """
+    conductor = ConductorConfig(slo=SLO(goal.ttft_slo_s, goal.tbt_slo_s))
+    blocks = host_tokens // trace.block_size
+    cluster = ClusterConfig(
+        plan.prefill_count, plan.decode_count, conductor=conductor, host_blocks=blocks, max_batch=plan.max_batch
+    )
+    performance = plan_performance(plan, goal)
+
+    def attempt(rps: float) -> Trial:
+        if progress is not None:
+            progress(rps)
+        return try_cluster(at_rate(trace, rps), cluster, performance)
+
+    trial = attempt(plan.goodput_rps / plan.answerable)
+    wanted = goal.attainment * plan.answerable
+    sustained = _sustained(trial.offered_rps, trial.attainment >= wanted, lambda rps: attempt(rps).attainment >= wanted)
+    verdict = CONFIRMED if trial.attainment >= wanted else REFUTED
+    return Confirmation(plan, trial, sustained, verdict, missed(trial))
+
+
+def _sustained(planned: float, kept: bool, keeps: Callable[[float], bool]) -> float:
+    """The highest rate that `keeps`, near `planned`; 0 where none down to a sixteenth does."""
+    low, high = (planned, None) if kept else (0.0, planned)
+    factor = 1.25
+    while low == 0.0 or high is None:
+        rate = planned * factor if kept else planned / factor
+        if factor > _WIDEST:
+            return low
+        if keeps(rate):
+            low = rate
+        else:
+            high = rate
+        factor *= 1.25
+    while high / low > _RESOLUTION:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    return low
+
+
+def missed(trial: Trial) -> str:
+    """The target that fewer requests keep, and how many of them."""
+    refused = f"; {trial.rejected} refused: no room for their KV" if trial.rejected else ""
+    worse = "TTFT" if trial.ttft_attainment <= trial.tbt_attainment else "TBT"
+    share = min(trial.ttft_attainment, trial.tbt_attainment)
+    return f"{worse} within its target for {share:.1%} of the requests{refused}"
