@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../parallel_for.h"
+#include "../sums.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -58,23 +59,6 @@ struct Simd<BF16> {
 #endif
 };
 
-// Lane i of the result is the sum of the lanes of v[i], added in an order that does not depend on i.
-inline __m512 Sums(const __m512 v[16]) {
-  __m512 pairs[8], quarters[4], halves[2];
-  for (int i = 0; i < 8; ++i)
-    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-    quarters[i] =
-        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  for (int i = 0; i < 2; ++i)
-    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(quarters[2 * i], quarters[2 * i + 1], 0x88),
-                              _mm512_shuffle_f32x4(quarters[2 * i], quarters[2 * i + 1], 0xdd));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
-                       _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
-}
-
 template <typename T>
 struct Operands {
   const T *x, *weight;
@@ -103,7 +87,7 @@ inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t 
     }
   }
   alignas(64) float dots[16];
-  _mm512_store_ps(dots, Sums(sums));
+  _mm512_store_ps(dots, halfmoon::Sums(sums));
   for (int r = 0; r < MR; ++r) {
     float* out = o.out + (m + r) * o.columns + n;
     for (int c = 0; c < NR; ++c) out[c] = k > 0 ? out[c] + dots[r * NR + c] : dots[r * NR + c];

@@ -1,9 +1,11 @@
 // Paged attention and the KV write for AVX-512 CPUs, as XLA FFI handlers that run on XLA's own thread pool.
 //
-// One task is some queries of one row on one KV head. It walks the row's keys in tiles of 64: the tile's keys are
-// transposed (and widened to float32) into a buffer in L1, scores and weighted values are two small matrix products
-// on the same microkernel, and the softmax between them is online. A decode row is the case of one query token.
-// Where the CPU has AMX, bfloat16 queries and pools take its tile products instead, without widening.
+// One task is some queries of one row on one KV head. It walks the row's keys in tiles of 64: scores and weighted values
+// are two small matrix products, and the softmax between them is online. For many queries the tile's keys are first
+// transposed (and widened to float32) into a buffer in L1; for few, as in decoding, that would cost more than the
+// products, so each score is a dot product, sixteen at a time.
+// bfloat16 queries and pools are not widened: where the CPU has AMX they take its tile products, else where it has
+// AVX-512 BF16 the products of pairs.
 // Reads touch exactly the keys attended: nothing past a row's length is ever loaded.
 
 #include <immintrin.h>
@@ -19,6 +21,7 @@
 #include <vector>
 
 #include "../parallel_for.h"
+#include "../sums.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -28,6 +31,7 @@ namespace {
 constexpr int kTile = 64;        // keys per tile: four vectors of scores
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxRows = 96;     // query tokens times query heads of one task
+constexpr int kFewRows = 8;      // up to so many, scores are dot products
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // ---- storage types -------------------------------------------------------------------------------------------------
@@ -192,7 +196,7 @@ struct alignas(64) Scratch {
   float keys[kMaxHeadDim * kTile];    // transposed: [head_dim, kTile]
   float values[kTile * kMaxHeadDim];  // widened; unused for float32 pools
   float peak[kMaxRows], total[kMaxRows];
-  // The same for AMX: bfloat16, keys and values with pairs of their contracted axis interleaved.
+  // The same in bfloat16, keys and values with pairs of their contracted axis interleaved.
   uint16_t q16[kMaxRows * kMaxHeadDim];
   uint16_t weights16[kMaxRows * kTile];
   uint32_t keys16[kMaxHeadDim / 2 * kTile];    // [head_dim / 2, kTile, 2]
@@ -239,6 +243,64 @@ void PackKeys(const Segment<KV>& s, int head_dim, float* keys, Ahead<KV>& ahead)
       for (int i = 0; i < 16; ++i) _mm512_storeu_ps(keys + (d + i) * kTile + s.offset + t, r[i]);
       ahead.Fetch(head_dim);
     }
+  }
+}
+
+// What multiplies: float32 lanes, bfloat16 pairs, or AMX tiles of bfloat16 pairs.
+enum class Unit { kLanes, kPairs, kTiles };
+
+template <Unit kUnit>
+struct Dot {
+  static constexpr int kStep = 16;
+  template <typename T>
+  static __m512 Load(const T* p) { return Load16(p); }
+  static __m512 MultiplyAdd(__m512 sum, __m512 a, __m512 b) { return _mm512_fmadd_ps(a, b, sum); }
+};
+
+#ifdef __AVX512BF16__
+template <>
+struct Dot<Unit::kPairs> {
+  static constexpr int kStep = 32;
+  static __m512bh Load(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static __m512 MultiplyAdd(__m512 sum, __m512bh a, __m512bh b) { return _mm512_dpbf16_ps(sum, a, b); }
+};
+#endif
+
+// Scores of MR <= 4 queries with a segment's keys, four keys at a time; a last group repeats its last key.
+template <Unit kUnit, int MR, typename Q, typename KV>
+void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, Ahead<KV>& ahead) {
+  using D = Dot<kUnit>;
+  for (int t = 0; t < s.count; t += 4) {
+    const int n = std::min(4, s.count - t);
+    const KV* key[4];
+    for (int c = 0; c < 4; ++c) key[c] = s.k + (t + std::min(c, n - 1)) * head_dim;
+    __m512 sums[16];
+    for (__m512& sum : sums) sum = _mm512_setzero_ps();
+    for (int d = 0; d < head_dim; d += D::kStep) {
+      decltype(D::Load(q)) x[MR];
+      for (int r = 0; r < MR; ++r) x[r] = D::Load(q + r * head_dim + d);
+      for (int c = 0; c < 4; ++c) {
+        const auto k = D::Load(key[c] + d);
+        for (int r = 0; r < MR; ++r) sums[r * 4 + c] = D::MultiplyAdd(sums[r * 4 + c], k, x[r]);
+      }
+      if (d % 64 == 0) ahead.Fetch(head_dim);
+    }
+    alignas(64) float dots[16];
+    _mm512_store_ps(dots, halfmoon::Sums(sums));
+    for (int r = 0; r < MR; ++r)
+      for (int c = 0; c < n; ++c)
+        scores[r * kTile + s.offset + t + c] = dots[r * 4 + c] * (s.k_scale != nullptr ? s.k_scale[t + c] : 1.0f);
+  }
+}
+
+template <Unit kUnit, typename Q, typename KV>
+void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, int rows, Ahead<KV>& ahead) {
+  for (; rows >= 4; rows -= 4, q += 4 * head_dim, scores += 4 * kTile)
+    DotKeys<kUnit, 4>(q, s, head_dim, scores, ahead);
+  switch (rows) {
+    case 1: return DotKeys<kUnit, 1>(q, s, head_dim, scores, ahead);
+    case 2: return DotKeys<kUnit, 2>(q, s, head_dim, scores, ahead);
+    case 3: return DotKeys<kUnit, 3>(q, s, head_dim, scores, ahead);
   }
 }
 
@@ -315,9 +377,13 @@ template <typename KV>
 void AttendTile(const Attention& a, const Task& task, int from, int to, Ahead<KV>& ahead, Scratch& x) {
   Segment<KV> segments[kTile];
   const int n = Segments(a, task, from, to, segments);
-  for (int i = 0; i < n; ++i) PackKeys(segments[i], a.head_dim, x.keys, ahead);
   const int rows = task.count * a.group;
-  Rows<4, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim);
+  if (rows <= kFewRows) {
+    for (int i = 0; i < n; ++i) DotKeys<Unit::kLanes>(x.q, segments[i], a.head_dim, x.scores, rows, ahead);
+  } else {
+    for (int i = 0; i < n; ++i) PackKeys(segments[i], a.head_dim, x.keys, ahead);
+    Rows<4, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim);
+  }
   WeighTile(a, task, from, to, x);
   for (int i = 0; i < n; ++i) {
     const Segment<KV>& s = segments[i];
@@ -332,7 +398,47 @@ void AttendTile(const Attention& a, const Task& task, int from, int to, Ahead<KV
   }
 }
 
-// ---- bfloat16 on AMX ------------------------------------------------------------------------------------------------
+// ---- bfloat16 in pairs ----------------------------------------------------------------------------------------------
+
+#ifdef __AVX512BF16__
+
+// C[MR, 64] (+)= A[MR, depth] B[depth, 64], B with pairs of rows interleaved; strides in elements, depth even.
+template <int MR, bool kAdd>
+inline void PairMicro(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int depth) {
+  __m512 sum[MR][4];
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < 4; ++j) sum[i][j] = kAdd ? _mm512_loadu_ps(c + i * ldc + 16 * j) : _mm512_setzero_ps();
+  for (int d = 0; d < depth; d += 2, b += ldb) {
+    __m512bh row[4];
+    for (int j = 0; j < 4; ++j) row[j] = (__m512bh)_mm512_loadu_si512(b + 16 * j);
+    for (int i = 0; i < MR; ++i) {
+      int pair;
+      std::memcpy(&pair, a + i * lda + d, sizeof(pair));
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      for (int j = 0; j < 4; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], x, row[j]);
+    }
+  }
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < 4; ++j) _mm512_storeu_ps(c + i * ldc + 16 * j, sum[i][j]);
+}
+
+template <bool kAdd>
+void PairProduct(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int rows, int depth) {
+  depth += depth & 1;
+  int i = 0;
+  for (; i + 6 <= rows; i += 6) PairMicro<6, kAdd>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, depth);
+  a += i * lda;
+  c += i * ldc;
+  switch (rows - i) {
+    case 1: return PairMicro<1, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 2: return PairMicro<2, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 3: return PairMicro<3, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 4: return PairMicro<4, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 5: return PairMicro<5, kAdd>(a, lda, b, ldb, c, ldc, depth);
+  }
+}
+
+#endif
 
 #ifdef __AMX_BF16__
 
@@ -359,9 +465,9 @@ void ConfigureTiles(int rows) {
   _tile_loadconfig(&shapes);
 }
 
-// C[tile rows, 64] (+)= A[tile rows, depth] B[depth, 64], B with pairs of rows interleaved; strides in elements.
+// The same for the rows of one tile.
 template <bool kAdd>
-void TileProduct(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int depth) {
+void TileMicro(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int depth) {
   if (kAdd) {
     _tile_loadd(0, c, ldc * 4);
     _tile_loadd(1, c + 16, ldc * 4);
@@ -389,6 +495,25 @@ void TileProduct(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* 
   _tile_stored(1, c + 16, ldc * 4);
   _tile_stored(2, c + 32, ldc * 4);
   _tile_stored(3, c + 48, ldc * 4);
+}
+
+template <bool kAdd>
+void TileProduct(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int rows, int depth) {
+  for (int i = 0; i < rows; i += 16) TileMicro<kAdd>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, depth);
+}
+
+#endif
+
+#ifdef __AVX512BF16__
+
+template <Unit kUnit, bool kAdd, typename... Args>
+inline void Product(Args... args) {
+#ifdef __AMX_BF16__
+  if constexpr (kUnit == Unit::kTiles) return TileProduct<kAdd>(args...);
+#endif
+#ifdef __AVX512BF16__
+  if constexpr (kUnit == Unit::kPairs) return PairProduct<kAdd>(args...);
+#endif
 }
 
 void InterleaveKeys(const Segment<BF16>& s, int head_dim, uint32_t* keys, Ahead<BF16>& ahead) {
@@ -420,13 +545,17 @@ void InterleaveValues(const Segment<BF16>& s, int head_dim, uint32_t* values) {
   }
 }
 
-void AttendTileAmx(const Attention& a, const Task& task, int from, int to, Ahead<BF16>& ahead, Scratch& x) {
+template <Unit kUnit>
+void AttendTilePairs(const Attention& a, const Task& task, int from, int to, Ahead<BF16>& ahead, Scratch& x) {
   Segment<BF16> segments[kTile];
   const int n = Segments(a, task, from, to, segments);
   const int rows = task.count * a.group, dim = a.head_dim, keys = to - from;
-  for (int i = 0; i < n; ++i) InterleaveKeys(segments[i], dim, x.keys16, ahead);
-  for (int i = 0; i < rows; i += 16)
-    TileProduct<false>(x.q16 + i * dim, dim, x.keys16, kTile, x.scores + i * kTile, kTile, dim);
+  if (kUnit == Unit::kPairs && rows <= kFewRows) {
+    for (int i = 0; i < n; ++i) DotKeys<Unit::kPairs>(x.q16, segments[i], dim, x.scores, rows, ahead);
+  } else {
+    for (int i = 0; i < n; ++i) InterleaveKeys(segments[i], dim, x.keys16, ahead);
+    Product<kUnit, false>(x.q16, dim, x.keys16, kTile, x.scores, kTile, rows, dim);
+  }
   WeighTile(a, task, from, to, x);
   for (int i = 0; i < rows * kTile; i += 16)
     Store16(reinterpret_cast<BF16*>(x.weights16 + i), _mm512_loadu_ps(x.scores + i));
@@ -434,13 +563,12 @@ void AttendTileAmx(const Attention& a, const Task& task, int from, int to, Ahead
   // Weights past the last key are 0, but what they multiply must be finite.
   std::fill(x.values16 + (keys + 1) / 2 * dim, x.values16 + (keys + 31) / 32 * 16 * dim, 0);
   for (int d = 0; d < dim; d += 64)
-    for (int i = 0; i < rows; i += 16)
-      TileProduct<true>(x.weights16 + i * kTile, kTile, x.values16 + d, dim, x.out + i * dim + d, dim, keys);
+    Product<kUnit, true>(x.weights16, kTile, x.values16 + d, dim, x.out + d, dim, rows, keys);
 }
 
 #endif
 
-template <typename Q, typename KV, bool kAmx = false>
+template <typename Q, typename KV, Unit kUnit = Unit::kLanes>
 void Attend(const Attention& a, const Task& task) {
   thread_local std::unique_ptr<Scratch> scratch = std::make_unique<Scratch>();
   Scratch& x = *scratch;
@@ -451,15 +579,15 @@ void Attend(const Attention& a, const Task& task) {
   for (int i = 0; i < rows; ++i) {
     const Q* q = static_cast<const Q*>(a.q) + at(i) * dim;
     for (int d = 0; d < dim; d += 16) {
-      if constexpr (!kAmx) _mm512_storeu_ps(x.q + i * dim + d, Load16(q + d));
+      if constexpr (kUnit == Unit::kLanes) _mm512_storeu_ps(x.q + i * dim + d, Load16(q + d));
       _mm512_storeu_ps(x.out + i * dim + d, _mm512_setzero_ps());
     }
-    if constexpr (kAmx) std::memcpy(x.q16 + i * dim, q, dim * sizeof(Q));
+    if constexpr (kUnit != Unit::kLanes) std::memcpy(x.q16 + i * dim, q, dim * sizeof(Q));
     x.peak[i] = kNothing;
     x.total[i] = 0;
   }
 #ifdef __AMX_BF16__
-  if constexpr (kAmx) ConfigureTiles(std::min(rows, 16));
+  if constexpr (kUnit == Unit::kTiles) ConfigureTiles(std::min(rows, 16));
 #endif
   const int stop = task.position + task.count;
   const int begin = a.window > 0 ? std::max(0, task.position - a.window + 1) / kTile * kTile : 0;
@@ -467,16 +595,16 @@ void Attend(const Attention& a, const Task& task) {
     Ahead<KV> ahead;
     if (from + kTile < stop)
       ahead.count = Segments(a, task, from + kTile, std::min(from + 2 * kTile, stop), ahead.segments);
-#ifdef __AMX_BF16__
-    if constexpr (kAmx) {
-      AttendTileAmx(a, task, from, std::min(from + kTile, stop), ahead, x);
+#ifdef __AVX512BF16__
+    if constexpr (kUnit != Unit::kLanes) {
+      AttendTilePairs<kUnit>(a, task, from, std::min(from + kTile, stop), ahead, x);
       continue;
     }
 #endif
     AttendTile<KV>(a, task, from, std::min(from + kTile, stop), ahead, x);
   }
 #ifdef __AMX_BF16__
-  if constexpr (kAmx) _tile_release();
+  if constexpr (kUnit == Unit::kTiles) _tile_release();
 #endif
   for (int i = 0; i < rows; ++i) {
     const float total = x.total[i];
@@ -519,10 +647,14 @@ Kernel PickKernel(ffi::DataType kv) {
 }
 
 Kernel PickKernel(ffi::DataType q, ffi::DataType kv, int head_dim) {
+  if (q == ffi::DataType::BF16 && kv == ffi::DataType::BF16 && head_dim % 64 == 0) {
 #ifdef __AMX_BF16__
-  if (q == ffi::DataType::BF16 && kv == ffi::DataType::BF16 && head_dim % 64 == 0 && HasAmx())
-    return Attend<BF16, BF16, true>;
+    if (HasAmx()) return Attend<BF16, BF16, Unit::kTiles>;
 #endif
+#ifdef __AVX512BF16__
+    return Attend<BF16, BF16, Unit::kPairs>;
+#endif
+  }
   switch (q) {
     case ffi::DataType::F32: return PickKernel<float>(kv);
     case ffi::DataType::BF16: return PickKernel<BF16>(kv);

@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 _KERNELS = pathlib.Path(__file__).parent.parent
 _SOURCES = tuple(_KERNELS / op / "cpu_kernels.cc" for op in ("paged_attention", "linear"))
-_HEADERS = (_KERNELS / "parallel_for.h",)
+_HEADERS = tuple(_KERNELS / name for name in ("parallel_for.h", "sums.h"))
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
 _NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _HANDLERS = {
