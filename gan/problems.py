@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from gan.sequences import codes as _codes
-from gan.sequences import complementary, levinson, pulse_compression, symmetry
+from gan.sequences import complementary, levinson, neighbours, pulse_compression, symmetry
 from gan.sequences.known import known_sir
 
 Codes = TypeVar("Codes", np.ndarray, jax.Array)
@@ -61,6 +61,13 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def _score(self, codes: jax.Array) -> jax.Array: ...
+
+    def score_flips(self, codes: jax.Array | np.ndarray) -> jax.Array:
+        """float32 `[B, chips]` of codes int8 `[B, chips]`, jitted: the score after chip n alone is flipped."""
+        return _score_flips(self, codes)
+
+    @abc.abstractmethod
+    def _score_flips(self, codes: jax.Array) -> jax.Array: ...
 
     @abc.abstractmethod
     def soft_score(self, x: jax.Array) -> jax.Array:
@@ -132,6 +139,11 @@ def _score(problem: Problem, codes: jax.Array) -> jax.Array:
     return problem._score(codes)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _score_flips(problem: Problem, codes: jax.Array) -> jax.Array:
+    return problem._score_flips(codes)
+
+
 @dataclasses.dataclass(frozen=True)
 class PulseCompression(Problem):
     """`mmf`: one code whose best length-N filter has the largest signal-to-interference ratio (SIR) gamma.
@@ -166,6 +178,9 @@ class PulseCompression(Problem):
 
     def _score(self, codes: jax.Array) -> jax.Array:
         return levinson.sir(codes)
+
+    def _score_flips(self, codes: jax.Array) -> jax.Array:
+        return neighbours.sir_of_flips(codes)
 
     def soft_score(self, x: jax.Array) -> jax.Array:
         """log gamma, with its closed-form gradient."""
@@ -211,6 +226,9 @@ class ComplementaryPair(Problem):
 
     def _score(self, codes: jax.Array) -> jax.Array:
         return -complementary.ob_zcp_energy(codes.reshape(-1, *self.shape), self.kind, exact=True)
+
+    def _score_flips(self, codes: jax.Array) -> jax.Array:
+        return -neighbours.ob_zcp_residual_of_flips(codes.reshape(-1, *self.shape), self.kind).reshape(codes.shape)
 
     def soft_score(self, x: jax.Array) -> jax.Array:
         """Minus the residual."""
@@ -267,6 +285,9 @@ class ComplementarySet(Problem):
 
     def _score(self, codes: jax.Array) -> jax.Array:
         return -complementary.mocss_energy(codes.reshape(-1, *self.shape), exact=True)
+
+    def _score_flips(self, codes: jax.Array) -> jax.Array:
+        return -neighbours.mocss_residual_of_flips(codes.reshape(-1, *self.shape)).reshape(codes.shape)
 
     def soft_score(self, x: jax.Array) -> jax.Array:
         """Minus the residual."""

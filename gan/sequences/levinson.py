@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from gan.sequences import sir_kernel
 from gan.sequences.correlation import autocorrelation_f32
 
 
@@ -46,7 +47,14 @@ def _shifted(x: jax.Array, rows: int) -> jax.Array:
 
 
 def sir(codes: jax.Array) -> jax.Array:
-    """SIR gamma of the best filter, float32 `[B]` of codes `[B, N]` of +1 and -1."""
+    """SIR gamma of the best filter, float32 `[B]` of codes int8 `[B, N]` of +1 and -1."""
+    if sir_kernel.usable():
+        return jax.lax.platform_dependent(codes, cpu=sir_kernel.sir, default=sir_xla)
+    return sir_xla(codes)
+
+
+def sir_xla(codes: jax.Array) -> jax.Array:
+    """`sir` in plain JAX, for any device."""
     s = codes.astype(jnp.float32)
     _, q = filter_and_quotient(jnp.round(autocorrelation_f32(s)).T, s.T)
     return q / (1 - q)

@@ -30,6 +30,14 @@ def test_score_is_the_exact_value(case: Problem, rng: np.random.Generator) -> No
 
 
 @cases
+def test_flips_score_as_flipped_codes_do(case: Problem, rng: np.random.Generator) -> None:
+    codes = case.random(rng, 5)
+    flipped = codes[:, None] * (1 - 2 * np.eye(case.chips, dtype=np.int8))
+    expected = np.array(case.score(flipped.reshape(-1, case.chips))).reshape(codes.shape)
+    np.testing.assert_allclose(np.array(case.score_flips(codes)), expected, rtol=2e-5)
+
+
+@cases
 def test_symmetries_keep_the_value_and_the_class(case: Problem, rng: np.random.Generator) -> None:
     code = case.random(rng, 1)[0]
     orbit = case.orbit(code)
