@@ -92,6 +92,7 @@ def _tested_row(tested: Confirmation) -> dict[str, Any]:
     plan, trial = tested.plan, tested.trial
     return {
         "plan": plan.label,
+        "kv": plan.shape.kv_format,
         "price_per_hour": plan.price_per_hour,
         "planned_rps": plan.goodput_rps,
         "simulated_rps": trial.goodput_rps,
@@ -102,6 +103,7 @@ def _tested_row(tested: Confirmation) -> dict[str, Any]:
         "tbt_p90_s": trial.tbt_p90_s,
         "hit_rate": trial.hit_rate,
         "sustained_rps": tested.sustained_rps,
+        "sustained_per_dollar": 3600 * tested.sustained_rps / plan.price_per_hour,
         "verdict": tested.verdict,
         "reason": tested.reason,
     }
@@ -135,9 +137,13 @@ def _plan(trace: Trace, out: pathlib.Path, meta: dict[str, Any]) -> None:
         alike = []
     print_table([_row(plan) for plan in plans], f"Frontier: {MODEL.value}, {trace.name}, {goal.knobs.name} knobs")
     tested = []
-    with tqdm(total=CONFIRM.value, desc="simulated plans", disable=not CONFIRM.value) as bar:
-        for plan in _best(plans, CONFIRM.value):
-            tell = lambda rps, plan=plan: bar.set_postfix_str(f"{plan.label} at {rps:.3g} requests/s")  # noqa: E731
+    chosen = _best(plans, CONFIRM.value)
+    with tqdm(total=len(chosen), desc="simulated plans", disable=not chosen) as bar:
+        for plan in chosen:
+
+            def tell(rps: float, plan: Plan = plan) -> None:
+                bar.set_postfix_str(f"{plan.label} at {rps:.3g} requests/s")
+
             tested.append(confirm(plan, goal, trace, HOST_TOKENS.value, tell))
             bar.update()
     rows = [_tested_row(one) for one in tested]

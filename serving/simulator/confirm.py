@@ -101,12 +101,14 @@ def confirm(
 
     trial = attempt(plan.goodput_rps / plan.answerable)
     wanted = goal.attainment * plan.answerable
-    sustained = _sustained(trial.offered_rps, trial.attainment >= wanted, lambda rps: attempt(rps).attainment >= wanted)
+    sustained = sustained_rate(
+        trial.offered_rps, trial.attainment >= wanted, lambda rps: attempt(rps).attainment >= wanted
+    )
     verdict = CONFIRMED if trial.attainment >= wanted else REFUTED
     return Confirmation(plan, trial, sustained, verdict, missed(trial))
 
 
-def _sustained(planned: float, kept: bool, keeps: Callable[[float], bool]) -> float:
+def sustained_rate(planned: float, kept: bool, keeps: Callable[[float], bool]) -> float:
     """The highest rate that `keeps`, near `planned`; 0 where none down to a sixteenth does."""
     low, high = (planned, None) if kept else (0.0, planned)
     factor = 1.25

@@ -71,11 +71,14 @@ def _knots(first: float, last: float) -> tuple[float, ...]:
 
 
 def _fit_prefill(plan: Plan, goal: Goal) -> tuple[tuple[float, float, float], float]:
-    """Base, token and pair coefficients closest to the prefill instance's times, and the largest relative error."""
-    points = [(n, n * cached) for n, cached in itertools.product(goal.workload.prompts, (0.0, 0.25, 0.5, 0.9))]
+    """Base, token and pair coefficients closest to the prefill instance's times, and the largest relative error.
+
+    Errors are weighed between relative and absolute, so that the seconds of a whole trace come out right.
+    """
+    points = [(n, n * cached) for n, cached in itertools.product(goal.workload.prompts, (0.0, 0.5))]
     seconds = np.array([plan.prefill.seconds(plan.shape, n, cached, goal.knobs) for n, cached in points])
     features = np.array([(1.0, n - cached, n * n - cached * cached) for n, cached in points])
-    fitted = _non_negative(features, seconds)
+    fitted = _non_negative(features, seconds, seconds**-0.5)
     error = float(np.max(np.abs(features @ fitted / seconds - 1)))
     base, token, pair = fitted.tolist()
     return (base, token, pair), error
@@ -85,22 +88,22 @@ def _fit_decode(table: DecodeTable, batch: float, context: float) -> tuple[float
     """Base, sequence and token coefficients closest to the table around a batch and a context."""
     points = [(b, c) for b in table.batches if b <= 2 * batch for c in table.contexts if c <= 4 * context]
     seconds = np.array([table.decode_s(b, b * c) for b, c in points])
-    fitted = _non_negative(np.array([(1.0, b, b * c) for b, c in points]), seconds)
+    fitted = _non_negative(np.array([(1.0, b, b * c) for b, c in points]), seconds, 1 / seconds)
     base, sequence, token = fitted.tolist()
     return base, sequence, token
 
 
-def _non_negative(features: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Least squares of the relative error, without negative weights: a feature that would get one is left out."""
+def _non_negative(features: np.ndarray, seconds: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted least squares without negative coefficients: a feature that would get one is left out."""
     kept = list(range(features.shape[1]))
     while True:
-        weighted = features[:, kept] / seconds[:, None]
+        weighted = features[:, kept] * weights[:, None]
         scales = np.abs(weighted).max(axis=0)
-        fitted = np.linalg.lstsq(weighted / scales, np.ones(len(seconds)), rcond=None)[0] / scales
+        fitted = np.linalg.lstsq(weighted / scales, seconds * weights, rcond=None)[0] / scales
         if (fitted >= 0).all():
-            weights = np.zeros(features.shape[1])
-            weights[kept] = fitted
-            return weights
+            coefficients = np.zeros(features.shape[1])
+            coefficients[kept] = fitted
+            return coefficients
         kept.pop(int(np.argmin(fitted * scales)))
 
 

@@ -57,12 +57,15 @@ def check(seed: int, *, coupled: bool, tabled: bool = False) -> None:
     blocks = rng.choice([8, 100, 10_000])
     nodes = {"coupled": rng.randint(1, 3)} if coupled else {"prefill": rng.randint(1, 3), "decode": rng.randint(1, 3)}
     chunk = rng.choice([0, 64, 500]) if coupled else 0
-    sizes = {"prefill": 0, "decode": 0, "coupled": 0} | nodes
+    compare(trace, performance, {"prefill": 0, "decode": 0, "coupled": 0} | nodes, blocks, chunk)
+
+
+def compare(trace: Trace, performance: Performance, sizes: dict[str, int], blocks: int, chunk: int = 0) -> None:
     config = ClusterConfig(
         **sizes,
         host_blocks=blocks,
         chunk=chunk,
-        conductor=ConductorConfig(placement="least_loaded" if coupled else "kvcache_centric"),
+        conductor=ConductorConfig(placement="least_loaded" if sizes["coupled"] else "kvcache_centric"),
     )
     # Capacity is refused by the Conductor too, from a predicted output; the brute force has no such opinion.
     simulation = Simulation(config, performance)
