@@ -48,3 +48,17 @@ def test_bad_input_is_one_clear_message(tmp_path: pathlib.Path, arguments: list[
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_capacity_is_planned_and_cheaper_ones_explained(tmp_path: pathlib.Path) -> None:
+    arguments = ("--devices=a800x8,h100x4", "--dram_gb=0,100", "--ssd_gb=0", "--ttft_slo_s=5", "--speed=20")
+    done = run("plan_capacity", tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    best = result["totals"]["best"]
+    assert best["meets"]
+    assert best["price_per_hour"] == min(row["price_per_hour"] for row in result["rows"] if row["meets"])
+    assert "Cheapest for 95% of demo_trace" in done.stdout
+    done = run("plan_capacity", tmp_path, "--dram_gb=much")
+    assert done.returncode != 0
+    assert "--dram_gb=much: use numbers" in done.stderr

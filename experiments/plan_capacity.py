@@ -1,0 +1,108 @@
+"""How many nodes, with how much memory, a trace needs: `python -m experiments.plan_capacity --trace=trace.jsonl`.
+
+Simulates clusters of like nodes until it has the cheapest (device, prefill, decode, DRAM, SSD) that keeps the SLO, and
+says why cheaper ones miss it. For pools of unlike devices see `plan_deployment`.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from absl import app, flags
+from tqdm import tqdm
+
+from attention_offload.costs.model_table import load_shape
+from attention_offload.errors import OffloadError
+from experiments.common.flags import SEED, out_folder
+from experiments.common.results import print_table, start_meta, write_result
+from model.config import UnsupportedModelError
+from serving.conductor import SLO, ConductorConfig
+from serving.conductor.admission import ADMISSIONS
+from serving.conductor.errors import ConductorError
+from serving.conductor.placement import PLACEMENTS
+from serving.simulator.capacity import CapacitySearch, Kit, Sizing, sizing_row
+from serving.simulator.errors import SimulatorError
+from serving.simulator.performance import named_performance
+from serving.workload.errors import TraceError
+from serving.workload.traces import read_trace
+
+TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
+LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
+SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset.")
+DEVICES = flags.DEFINE_list("devices", ["a800x8", "h100x4", "h100x8", "h200x4"], "Kinds of node: device and count.")
+DRAM_GB = flags.DEFINE_list("dram_gb", ["0", "500", "1000", "2000"], "KVCache of a prefill node in host memory, GB.")
+SSD_GB = flags.DEFINE_list("ssd_gb", ["0", "8000"], "KVCache of a prefill node on SSD, GB.")
+DRAM_PRICE = flags.DEFINE_float(
+    "dram_price", 0.0042, "Dollars per GB-hour of DRAM: an AWS r7a.48xlarge less an m7a.48xlarge.", lower_bound=0.0
+)
+SSD_PRICE = flags.DEFINE_float(
+    "ssd_price", 0.00008, "Dollars per GB-hour of NVMe: an AWS i3en.24xlarge less an m5.24xlarge.", lower_bound=0.0
+)
+TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+ATTAINMENT = flags.DEFINE_float("attainment", 0.95, "Share of all requests to be within both limits.")
+PLACEMENT = flags.DEFINE_enum("placement", "kvcache_centric", PLACEMENTS, "Prefill placement.")
+ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Whom to refuse.")
+MAX_NODES = flags.DEFINE_integer("max_nodes", 32, "Nodes of either pool, at most.", lower_bound=1)
+
+
+def _sizes(flag: str, texts: Sequence[str]) -> list[float]:
+    try:
+        sizes = [float(text) for text in texts]
+    except ValueError:
+        raise app.UsageError(f"--{flag}={','.join(texts)}: use numbers, such as --{flag}=0,1000.") from None
+    if min(sizes) < 0:
+        raise app.UsageError(f"--{flag}={','.join(texts)}: memory cannot be negative.")
+    return sizes
+
+
+def _kits() -> list[Kit]:
+    kv_bytes = load_shape(MODEL.value).kv_bytes_per_token
+    kits = []
+    for device in DEVICES.value:
+        performance = named_performance(MODEL.value, device)
+        if not performance.price_per_hour:
+            raise app.UsageError(f"{device} has no price, so it cannot be compared; leave it out.")
+        for dram, ssd in itertools.product(_sizes("dram_gb", DRAM_GB.value), _sizes("ssd_gb", SSD_GB.value)):
+            if ssd and not dram:
+                # What is on SSD got there from DRAM.
+                continue
+            price = dram * DRAM_PRICE.value + ssd * SSD_PRICE.value
+            kits.append(Kit(device, performance, kv_bytes, dram, ssd, price))
+    return kits
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+    out = out_folder("plan_capacity")
+    meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value)
+    slo = SLO(TTFT_SLO_S.value, TBT_SLO_S.value)
+    conductor = ConductorConfig(PLACEMENT.value, ADMISSION.value, slo=slo, seed=SEED.value)
+    try:
+        trace, kits = read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), _kits()
+        with tqdm(desc="simulated clusters", unit="") as bar:
+
+            def tell(sizing: Sizing) -> None:
+                kit = sizing.kit
+                bar.set_postfix_str(f"{kit.device} {sizing.prefill}P+{sizing.decode}D: {sizing.trial.attainment:.1%}")
+                bar.update()
+
+            search = CapacitySearch(trace, conductor, ATTAINMENT.value, MAX_NODES.value, tell)
+            best = search.cheapest(kits)
+            cheaper = search.why_not_cheaper(best, kits) if best else search.simulated
+    except (TraceError, SimulatorError, ConductorError, OffloadError, UnsupportedModelError) as error:
+        raise app.UsageError(str(error)) from error
+    targets = f"{ATTAINMENT.value:.0%} of {trace.name} within TTFT {slo.ttft_s:g} s and TBT {slo.tbt_s:g} s"
+    if best:
+        print_table([sizing_row(best)], f"Cheapest for {targets}")
+        title = "Why nothing cheaper does"
+    else:
+        title = f"Nothing keeps {targets} with up to {MAX_NODES.value} nodes in either pool. Tried"
+    print_table([sizing_row(sizing) for sizing in cheaper], title)
+    totals = {"best": sizing_row(best) if best else None, "cheaper": [sizing_row(sizing) for sizing in cheaper]}
+    write_result(out, meta, [sizing_row(sizing) for sizing in search.simulated], totals)
+
+
+if __name__ == "__main__":
+    app.run(main)
