@@ -81,7 +81,10 @@ def tokenizer_for(model: str) -> Tokenizer:
 
 
 def warm_up(engine: Engine, console: Console) -> None:
-    """Compiles every step of `engine`, with progress on `console`."""
+    """Compiles every step of `engine`, with progress on `console`; a line per step where that is a file."""
+    if not console.is_terminal:
+        engine.warm_up(lambda done, total: console.print(f"compiling steps {done}/{total}"))
+        return
     columns = (TextColumn("compiling steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         task = progress.add_task("", total=None)

@@ -8,7 +8,8 @@ its held-out text and its score; `OUT/loss.png` and `OUT/result.json` tell how i
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +44,13 @@ _WARMUP_STEPS = flags.DEFINE_integer("warmup_steps", _DEFAULTS.warmup_steps, "Up
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "Weight decay of matrices.")
 _CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 250, "Updates between checkpoints and held-out scores.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 3072, "Token ids of the byte-level BPE.", lower_bound=257)
-_HIDDEN_SIZE = flags.DEFINE_integer("hidden_size", 192, "Width of the model.")
+_HIDDEN_SIZE = flags.DEFINE_integer("hidden_size", 256, "Width of the model.")
 _NUM_LAYERS = flags.DEFINE_integer("num_layers", 4, "Layers.")
-_NUM_HEADS = flags.DEFINE_integer("num_heads", 8, "Query heads.")
-_NUM_KV_HEADS = flags.DEFINE_integer("num_kv_heads", 4, "KV heads.")
-_HEAD_DIM = flags.DEFINE_integer("head_dim", 32, "Width of a head.")
-_INTERMEDIATE_SIZE = flags.DEFINE_integer("intermediate_size", 512, "Width of the MLP.")
-_MAX_LENGTH = flags.DEFINE_integer("max_position_embeddings", 4096, "Longest text that the model may be served with.")
+_NUM_HEADS = flags.DEFINE_integer("num_heads", 4, "Query heads.")
+_NUM_KV_HEADS = flags.DEFINE_integer("num_kv_heads", 2, "KV heads.")
+_HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Width of a head.")
+_INTERMEDIATE_SIZE = flags.DEFINE_integer("intermediate_size", 704, "Width of the MLP.")
+_MAX_LENGTH = flags.DEFINE_integer("max_position_embeddings", 2048, "Longest text that the model may be served with.")
 flags.set_default(DTYPE, "bfloat16")  # of the model that is written; training is in float32
 
 
@@ -110,13 +111,14 @@ def _export(
     tokenizer: Tokenizer,
     held_out: Sequence[Document],
     contexts: Sequence[int],
+    meta: Mapping[str, Any],
 ) -> list[Evaluation]:
     """Writes the model and scores what was written, computing in float32."""
     graph, weights = nnx.split(model)
     save_hf(folder, nnx.merge(graph, jax.tree.map(lambda weight: weight.astype(DTYPE.value), weights)))
     _, saved = load_hf(folder, dtype=jnp.float32)
     evaluations = [evaluate(saved, tokenizer, held_out, context=context) for context in contexts]
-    save_held_out(folder, held_out, evaluations)
+    save_held_out(folder, held_out, evaluations, {name: meta[name] for name in ("command", "versions", "started_at")})
     return evaluations
 
 
@@ -159,7 +161,7 @@ def main(argv: Sequence[str]) -> None:
         on_step=_Progress(train_config.steps),
     )
     contexts = sorted({_CONTEXT.value, _LONG_CONTEXT.value})
-    evaluations = _export(out / "model", trainer.model(state), tokenizer, held_out, contexts)
+    evaluations = _export(out / "model", trainer.model(state), tokenizer, held_out, contexts, meta)
     size = sum(len(entry.encode()) for document in training for entry in document.entries)
     rows = _curve(state, len(stream) / size / np.log(2))
     curves = {name: [(row["step"], row[f"{name}_bits_per_byte"]) for row in rows] for name in ("training", "held_out")}

@@ -8,7 +8,8 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from model.training.corpus import Document
 from model.training.evaluate import Evaluation
@@ -18,12 +19,15 @@ _EVALUATIONS = "evaluation.json"
 
 
 def save_held_out(
-    folder: str | os.PathLike[str], documents: Sequence[Document], evaluations: Sequence[Evaluation]
+    folder: str | os.PathLike[str],
+    documents: Sequence[Document],
+    evaluations: Sequence[Evaluation],
+    made_by: Mapping[str, Any],
 ) -> None:
-    """Writes the documents and what was measured on them, at one or more context lengths."""
+    """Writes the documents, what was measured on them at one or more context lengths, and what made the model."""
     folder = pathlib.Path(folder)
     texts = {document.name: document.entries for document in documents}
-    records = [dataclasses.asdict(evaluation) for evaluation in evaluations]
+    records = {"made_by": dict(made_by), "evaluations": [dataclasses.asdict(evaluation) for evaluation in evaluations]}
     (folder / _DOCUMENTS).write_text(json.dumps(texts, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / _EVALUATIONS).write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
@@ -36,4 +40,4 @@ def load_held_out(folder: str | os.PathLike[str]) -> tuple[list[Document], list[
     texts = json.loads((folder / _DOCUMENTS).read_text(encoding="utf-8"))
     records = json.loads((folder / _EVALUATIONS).read_text(encoding="utf-8"))
     documents = [Document(name, tuple(entries)) for name, entries in texts.items()]
-    return documents, [Evaluation(**record) for record in records]
+    return documents, [Evaluation(**record) for record in records["evaluations"]]

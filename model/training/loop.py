@@ -30,7 +30,7 @@ class TrainConfig:
     (GPT-3, arXiv:2005.14165, appendix B).
     """
 
-    steps: int = 3600
+    steps: int = 3000
     batch_tokens: int = 1024
     context: int = 256
     long_steps: int = 150

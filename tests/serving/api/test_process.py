@@ -7,8 +7,8 @@ import httpx
 import openai
 import pytest
 
+from experiments.common.server_process import ServerDiedError, ServerProcess
 from tests.serving.api.conftest import SERVER_FLAGS
-from tests.serving.api.server_process import ServerProcess
 
 
 def test_sigterm_lets_open_requests_finish(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -34,7 +34,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: pathlib.Path) 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
-            pytest.raises(RuntimeError, match=f"Cannot serve on 127.0.0.1:{port}.*Address already in use"),
+            pytest.raises(ServerDiedError, match=f"Cannot serve on 127.0.0.1:{port}.*Address already in use"),
             ServerProcess(tmp_path, tmp_path / "log", f"--port={port}"),
         ):
             pass
@@ -42,7 +42,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: pathlib.Path) 
 
 def test_a_model_that_is_not_there_is_told_with_what_there_is(tmp_path: pathlib.Path) -> None:
     with (
-        pytest.raises(RuntimeError, match="neither a folder nor a preset"),
+        pytest.raises(ServerDiedError, match="neither a folder nor a preset"),
         ServerProcess(tmp_path / "nothing", tmp_path / "log"),
     ):
         pass

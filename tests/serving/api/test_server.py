@@ -9,8 +9,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from experiments.common.server_process import ServerProcess
 from tests.serving.api.conftest import SERVER_FLAGS
-from tests.serving.api.server_process import ServerProcess
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on."
 CHAT: list = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello, who are you?"}]

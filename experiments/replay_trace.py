@@ -1,0 +1,91 @@
+"""Replay a trace over HTTP against a running OpenAI-compatible server.
+
+    python -m experiments.serve --model=experiments/assets/demo_model --page_size=16
+    python -m experiments.replay_trace --url=http://localhost:8000 --limit=100
+
+Arrivals and shared prefixes are the trace's; all lengths shrink by one factor to what the model takes. Every request is
+sent when it is due, whether or not earlier ones were answered, and generates exactly its number of tokens.
+"""
+
+import pathlib
+import time
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from experiments.common.assets import DEMO_TRACE, demo_text
+from experiments.common.flags import SEED, out_folder
+from experiments.common.replay_report import report_replay
+from experiments.common.replaying import ReplayPlan, run_replay
+from experiments.common.results import start_meta
+from model.tokenizer import Tokenizer
+from serving.replay import ReplayError
+from serving.workload.errors import TraceError
+from serving.workload.traces import read_trace
+
+URL = flags.DEFINE_string("url", "http://localhost:8000", "Of the server, without /v1.")
+TRACE = flags.DEFINE_string("trace", str(DEMO_TRACE), "Mooncake JSONL or Azure CSV; by default the one that ships.")
+SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
+START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
+JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
+SCALE = flags.DEFINE_float(
+    "scale", None, "Factor of all lengths; by default the largest at which 95 % of the requests fit.", lower_bound=1e-9
+)
+MAX_MODEL_LEN = flags.DEFINE_integer(
+    "max_model_len", None, "Most tokens of a request; by default what the server tells.", lower_bound=2
+)
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder of the model's tokenizer, if the server has no /tokenize.")
+TEXT = flags.DEFINE_string("text", None, "UTF-8 file to write prompts from; by default a text that ships.")
+TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+TIMEOUT_S = flags.DEFINE_float("timeout_s", 600.0, "Longest silence within an answer.", lower_bound=1e-9)
+
+
+def _plan() -> ReplayPlan:
+    trace = read_trace(
+        TRACE.value,
+        start=START.value,
+        limit=LIMIT.value,
+        speed=SPEED.value,
+        jitter_s=JITTER_S.value,
+        seed=SEED.value,
+    )
+    return ReplayPlan(
+        URL.value,
+        trace,
+        pathlib.Path(TEXT.value).read_text(encoding="utf-8") if TEXT.value else demo_text(),
+        scale=SCALE.value,
+        max_tokens=MAX_MODEL_LEN.value,
+        encode=Tokenizer.from_folder(TOKENIZER.value).encode if TOKENIZER.value else None,
+        seed=SEED.value,
+        timeout_s=TIMEOUT_S.value,
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+    started_cpu_s = time.process_time()
+    out = out_folder("replay_trace")
+    meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value)
+    try:
+        run = run_replay(_plan())
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted; nothing was written.") from None
+    except (TraceError, ReplayError, OSError, UnicodeDecodeError) as error:
+        raise SystemExit(str(error)) from error
+    found = report_replay(
+        out,
+        meta,
+        run,
+        ttft_slo_s=TTFT_SLO_S.value,
+        tbt_slo_s=TBT_SLO_S.value,
+        cpu_s=time.process_time() - started_cpu_s,
+    )
+    if found["failed"]:
+        raise SystemExit(f"{found['failed']} of {found['requests']} requests failed; the table says of what.")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,205 @@
+"""One server over HTTP: its model, its tokenizer, its metrics, and streamed completions with their times."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from serving.replay.errors import ReplayError
+from serving.replay.scrape import ServerCounters
+
+_CONNECT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A model by its name, and the most tokens of one request; `None` where the server does not tell."""
+
+    name: str
+    max_tokens: int | None
+
+
+@dataclasses.dataclass
+class Answer:
+    """What has come of one request. Times are in seconds on the event loop's clock.
+
+    Attributes:
+        status: of HTTP; 0 where no answer came.
+        error: why there are no more tokens, if that is not because the answer ended; "" otherwise.
+        first_s, last_s: when the first and the latest tokens came.
+        gaps_s: seconds between consecutive tokens; those that came in one piece have gaps of 0.
+        tokens: tokens generated.
+        cached_tokens: prompt tokens whose KV was reused; `None` where the server does not tell.
+        pieces: events of the stream that carried tokens.
+    """
+
+    status: int = 0
+    error: str = ""
+    first_s: float | None = None
+    last_s: float | None = None
+    gaps_s: list[float] = dataclasses.field(default_factory=list)
+    tokens: int = 0
+    cached_tokens: int | None = None
+    pieces: int = 0
+
+    def add(self, tokens: int, now_s: float) -> None:
+        """So many more tokens, which came together."""
+        if not tokens:
+            return
+        self.pieces += 1
+        self.tokens += tokens
+        if self.last_s is None:
+            self.first_s = now_s
+        else:
+            self.gaps_s.append(now_s - self.last_s)
+        self.gaps_s += [0.0] * (tokens - 1)
+        self.last_s = now_s
+
+
+class ServerClient:
+    """A client of one server; an async context manager.
+
+    Args:
+        url: of the server, without `/v1`.
+        timeout_s: the longest silence within one answer.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 600.0) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        # No proxy out of the environment: what is between us and the server is measured.
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> "ServerClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def model(self) -> ServedModel:
+        """The first model that the server names. Raises ReplayError."""
+        response = await self._get("/v1/models")
+        try:
+            card = response.json()["data"][0]
+            return ServedModel(card["id"], card.get("max_model_len"))
+        except (ValueError, LookupError, TypeError) as error:
+            raise ReplayError(
+                f"{self.url}/v1/models answered {response.text[:200]!r}, which names no model: is this the address of "
+                "an OpenAI-compatible server?"
+            ) from error
+
+    async def encode(self, model: str, text: str) -> list[int]:
+        """Token ids of `text` without special tokens, by the server's `/tokenize`. Raises ReplayError without one."""
+        body = {"model": model, "prompt": text, "add_special_tokens": False}
+        try:
+            response = await self._http.post("/tokenize", json=body)
+        except httpx.TransportError as error:
+            raise self._silent(error) from error
+        if response.status_code != 200:
+            raise ReplayError(
+                f"{self.url}/tokenize answered {response.status_code}, so prompts of exact lengths cannot be made by "
+                "the server. Name the folder of the model's tokenizer: `--tokenizer=DIR`."
+            )
+        return response.json()["tokens"]
+
+    async def counters(self) -> ServerCounters:
+        """What the server's metrics say now; nothing where it has none. Raises ReplayError if it does not answer."""
+        try:
+            response = await self._http.get("/metrics")
+            return ServerCounters.parse(response.text) if response.status_code == 200 else ServerCounters()
+        except ValueError:
+            return ServerCounters()
+        except httpx.TransportError as error:
+            raise self._silent(error) from error
+
+    async def complete(self, body: bytes, on_first_token: Callable[[], None] = lambda: None) -> Answer:
+        """Sends `body` of `completion_body` and reads the stream to its end. What goes wrong is told in the answer."""
+        answer, clock = Answer(), asyncio.get_running_loop().time
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with self._http.stream("POST", "/v1/completions", content=body, headers=headers) as response:
+                answer.status = response.status_code
+                if answer.status != 200:
+                    answer.error = _error_text(await response.aread())
+                    return answer
+                async for event in _events(response):
+                    if "error" in event:
+                        answer.error = _message(event)
+                        break
+                    first = answer.first_s is None
+                    _count(answer, event, clock())
+                    if first and answer.first_s is not None:
+                        on_first_token()
+        except httpx.TransportError as error:
+            answer.error = f"{type(error).__name__}: {error}".rstrip(": ")
+        return answer
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            return await self._http.get(path)
+        except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise self._silent(error) from error
+
+    def _silent(self, error: Exception) -> ReplayError:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        return ReplayError(f"The server at {self.url} does not answer ({reason}). Start it, or mend `--url`.")
+
+
+def completion_body(model: str, prompt: list[int], tokens: int) -> bytes:
+    """A streamed greedy completion of exactly `tokens` tokens, as vLLM's fields ask for it."""
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "min_tokens": tokens,
+        "ignore_eos": True,
+        "temperature": 0.0,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """Server-sent events with JSON in them, up to `[DONE]`."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n\n")
+        for event in whole:
+            data = event.removeprefix(b"data:").strip()
+            if data and data != b"[DONE]":
+                yield json.loads(data)
+
+
+def _count(answer: Answer, event: Mapping[str, Any], now_s: float) -> None:
+    """Counts an event's tokens by its running usage, or as one where the server sends usage only at the end."""
+    usage = event.get("usage")
+    if usage is None:
+        answer.add(1 if event["choices"] else 0, now_s)
+        return
+    if event["choices"]:
+        answer.add(usage["completion_tokens"] - answer.tokens, now_s)
+    answer.tokens = usage["completion_tokens"]
+    answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", answer.cached_tokens)
+
+
+def _error_text(body: bytes) -> str:
+    try:
+        return _message(json.loads(body))
+    except ValueError:
+        return body.decode(errors="replace")[:200]
+
+
+def _message(content: Any) -> str:
+    error = content.get("error", content) if isinstance(content, dict) else content
+    return str(error.get("message", error) if isinstance(error, dict) else error)

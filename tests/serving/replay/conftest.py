@@ -1,0 +1,3 @@
+"""The tiny model of the server's tests."""
+
+from tests.serving.api.conftest import tiny_model as tiny_model
