@@ -1,0 +1,64 @@
+"""Turn measurements into assumptions of the cost model.
+
+    python -m experiments.bench_linear --dtype=bfloat16 --out=out/bench_linear
+    python -m experiments.measured_knobs --device=cpu --cores=192 --linear=out/bench_linear/result.json
+    python -m experiments.plan_deployment --measured=out/measured_knobs/knobs.json --trace=trace.jsonl
+
+Efficiencies are shares of the peaks of the device that was measured, and hold for every device of a plan. What is not
+measured stays as in the `a_priori` knobs.
+"""
+
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from attention_offload.costs.calibration import from_attention, from_engine, from_linear, write_knobs
+from attention_offload.costs.knobs import A_PRIORI
+from attention_offload.costs.model_table import load_shape
+from attention_offload.devices import load_devices
+from attention_offload.errors import OffloadError
+from experiments.common.flags import SEED, out_folder
+from experiments.common.results import print_table, start_meta, write_result
+
+DEVICE = flags.DEFINE_string("device", None, "What was measured, by its name in the device table.", required=True)
+DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
+COUNT = flags.DEFINE_integer("count", 1, "Devices that the engine ran on.", lower_bound=1)
+CORES = flags.DEFINE_float("cores", 1.0, "On a CPU, whose benches count core-seconds: its cores.", lower_bound=1e-9)
+LINEAR = flags.DEFINE_string("linear", None, "result.json of bench_linear.")
+ATTENTION = flags.DEFINE_string("attention", None, "result.json of a bench of decode attention, with gb_s.")
+ENGINE = flags.DEFINE_string("engine", None, "calibration.json of calibrate; needs --model.")
+MODEL = flags.DEFINE_string("model", None, "What the engine ran: a preset, or the folder of a config.json.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+    if not (LINEAR.value or ATTENTION.value or ENGINE.value):
+        raise app.UsageError("Nothing was measured; give --linear=, --attention= or --engine=.")
+    if ENGINE.value and not MODEL.value:
+        raise app.UsageError("--engine= needs --model=: times mean nothing without the model that took them.")
+    out = out_folder("measured_knobs")
+    meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value)
+    try:
+        device = load_devices(extra=DEVICE_FILE.value)[DEVICE.value]
+        measured = []
+        if ENGINE.value and MODEL.value:
+            measured += from_engine(ENGINE.value, device, COUNT.value, load_shape(MODEL.value))
+        if LINEAR.value:
+            measured += from_linear(LINEAR.value, device, CORES.value)
+        if ATTENTION.value:
+            measured += from_attention(ATTENTION.value, device, CORES.value)
+        knobs = write_knobs(out / "knobs.json", measured)
+    except OffloadError as error:
+        raise app.UsageError(str(error)) from error
+    rows = [
+        {"knob": one.knob, "a_priori": str(getattr(A_PRIORI, one.knob)), "measured": str(getattr(knobs, one.knob))}
+        | {"source": one.source}
+        for one in measured
+    ]
+    print_table(rows, f"Knobs of {device.name}, written to {out / 'knobs.json'}")
+    write_result(out, meta, rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
