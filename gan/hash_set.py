@@ -23,6 +23,19 @@ class HashSet:
         self._size += int(fresh.sum())
         return fresh
 
+    def contains(self, keys: np.ndarray) -> np.ndarray:
+        """Whether each of nonzero hashes uint64 `[B]` is an element."""
+        mask = self._table.size - 1
+        found = np.zeros(keys.size, np.bool_)
+        pending = np.arange(keys.size)
+        slots = (keys & np.uint64(mask)).astype(np.int64)
+        while pending.size:
+            occupant = self._table[slots[pending]]
+            found[pending] = occupant == keys[pending]
+            pending = pending[(occupant != 0) & (occupant != keys[pending])]
+            slots[pending] = (slots[pending] + 1) & mask
+        return found
+
     def _grow(self) -> None:
         old = self._table[self._table != 0]
         self._table = np.zeros(4 * self._table.size, np.uint64)

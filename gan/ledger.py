@@ -118,6 +118,10 @@ class Ledger:
         self._record(codes[fresh], scores[fresh], numbers)
         return scores
 
+    def knows(self, codes: np.ndarray) -> np.ndarray:
+        """Whether each of codes int8 `[B, chips]` was evaluated before, so that it costs nothing and tells nothing."""
+        return self._seen.contains(_codes.hash_codes(codes))
+
     def charge(self, evaluations: int, codes: np.ndarray, scores: np.ndarray) -> None:
         """Counts `evaluations` made elsewhere, and takes the codes int8 `[B, chips]` worth keeping with scores `[B]`.
 
