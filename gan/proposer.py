@@ -2,8 +2,8 @@
 
 Evaluations are what a search pays for, and networks are free of them. D has the correlation head and two outputs: how
 like the elites a code looks (the adversarial game), and what it will score (learned from all evaluated codes). Drawing
-many children and keeping those that D likes is rejection sampling by the discriminator (arXiv:1810.06758). G learns from
-the same two outputs by straight-through gradients.
+many children and keeping those that D likes is rejection sampling by the discriminator (arXiv:1810.06758). G can learn
+from the same two outputs by straight-through gradients; NOTES.md has what each part is worth.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class ProposerConfig:
     """
 
     steps: int = 20
-    learn_generator: bool = True
-    adversarial: float = 0.1
+    learn_generator: bool = False
+    adversarial: float = 0.0
     restraint: float = 0.1
     learning_rate: float = 1e-3
     generator_learning_rate: float = 1e-4
@@ -120,7 +120,11 @@ def _likings(game: _Game, weights: Weights, codes: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _learn(game: _Game, networks: _Networks, data: Any, keys: jax.Array) -> _Networks:
-    return jax.lax.scan(lambda carry, x: (_step(game, carry, *x[0], x[1]), None), networks, (data, keys))[0]
+    def step(carry: _Networks, batch: tuple[Any, jax.Array]) -> tuple[_Networks, None]:
+        (codes, worth, real, first, second), key = batch
+        return _step(game, carry, codes, worth, real, first, second, key), None
+
+    return jax.lax.scan(step, networks, (data, keys))[0]
 
 
 def _step(

@@ -1,4 +1,4 @@
-"""HpGAN's search: elites teach a GAN, the GAN proposes, the ledger pays for what is evaluated, the best become elites."""
+"""HpGAN's search: elites teach a GAN, the GAN proposes, the ledger pays for evaluations, the best become elites."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ class SearchConfig:
     patience: int = 25
     recombine: bool = True
     memory: int = 8192
-    proposer: ProposerConfig = ProposerConfig()
+    proposer: ProposerConfig = dataclasses.field(default_factory=ProposerConfig)
 
 
 def run(

@@ -1,0 +1,63 @@
+"""HpGAN's loop: it finds what exhaustion found, counts what it evaluates, and one seed is one run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gan import search
+from gan.ledger import Ledger
+from gan.polish import polish, predicted_gains
+from gan.problems import problem
+from gan.search import SearchConfig
+
+SMALL = SearchConfig(elites=40, children=20, screening=8)
+
+
+def test_the_optimum_of_a_short_length_is_found() -> None:
+    mmf = problem("mmf", 25)
+    result = search.run(mmf, 60_000, seed=0, stop_at=mmf.target, config=SMALL)
+    assert result.best == pytest.approx(32.474, abs=1e-3)  # the largest SIR of all 2^25 codes
+    assert result.evaluations < 60_000
+    assert result.entries[0].method == "hpgan"
+    assert [best for _, best in result.curve] == sorted(best for _, best in result.curve)
+
+
+def test_one_seed_is_one_run_within_its_budget() -> None:
+    mocss = problem("mocss", 4, flocks=2, sequences=2)
+    first, second = (search.run(mocss, 3000, seed=3, config=SMALL) for _ in range(2))
+    assert first.evaluations == second.evaluations == 3000
+    assert first.curve == second.curve
+    np.testing.assert_array_equal([entry.code for entry in first.entries], [entry.code for entry in second.entries])
+    other = search.run(mocss, 3000, seed=4, config=SMALL)
+    assert other.curve != first.curve
+
+
+def test_gains_predict_single_flips(rng: np.random.Generator) -> None:
+    mmf = problem("mmf", 59)
+    codes = mmf.random(rng, 20)
+    flipped = np.repeat(codes[:, None], 59, axis=1) * (1 - 2 * np.eye(59, dtype=np.int8))
+    before = np.log(np.asarray(mmf.score(codes)))
+    after = np.log(np.asarray(mmf.score(flipped.reshape(-1, 59)))).reshape(20, 59)
+    true, predicted = after - before[:, None], predicted_gains(mmf, codes)
+    assert np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(true, predicted, strict=True)]) > 0.7
+
+
+def test_polishing_pays_for_gradients_and_neighbours(rng: np.random.Generator) -> None:
+    mmf = problem("mmf", 31)
+    ledger = Ledger(mmf, 10_000)
+    codes = mmf.gauge(mmf.random(rng, 30))
+    scores = ledger.evaluate(codes)
+    before = ledger.evaluations
+    polished, reached, seen = polish(ledger, codes, scores, flips=2, steps=1)
+    neighbours = np.unique(np.concatenate([found for found, _ in seen]), axis=0)
+    assert ledger.evaluations == before + 30 + len(neighbours)
+    assert (reached >= scores).all()
+    np.testing.assert_allclose(mmf.score(polished), reached, rtol=1e-5)
+
+
+def test_a_generation_without_learning_still_searches() -> None:
+    mmf = problem("mmf", 13)
+    proposer = dataclasses.replace(SMALL.proposer, steps=0)
+    config = dataclasses.replace(SMALL, proposer=proposer, screening=1, flips=0)
+    assert search.run(mmf, 20_000, seed=0, stop_at=37.0, config=config).best == pytest.approx(37.0, abs=1e-3)
