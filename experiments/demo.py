@@ -39,7 +39,7 @@ TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e
 
 # Pages that are small against the shrunken blocks of the trace; 96 MiB of KV.
 _SERVER_FLAGS = ("--page_size=16", "--max_batch=16", "--kv_gib=0.09375")
-_QUESTIONS = ("topic while", "class collections.OrderedDict", "json.loads(text)")
+_QUESTIONS = ("read(self, size)", "close(self)", "get(self, key, default)")
 _ANSWER_TOKENS = 60
 
 
@@ -63,13 +63,12 @@ def _samples(url: str, console: Console) -> None:
         body = {
             "messages": [{"role": "user", "content": question}],
             "max_tokens": _ANSWER_TOKENS,
-            "temperature": 0.6,
-            "seed": SEED.value,
+            "temperature": 0.0,
         }
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
         answer.raise_for_status()
         text = " ".join(answer.json()["choices"][0]["message"]["content"].split())
-        console.print(f"  [bold]{question}[/bold]  {text} ...", highlight=False)
+        console.print(f"  [bold]{question}[/bold]  {text}", highlight=False)
     console.print()
 
 

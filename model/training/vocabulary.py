@@ -11,11 +11,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 END_OF_TEXT = "<|endoftext|>"
 """Begins every entry of the corpus and so ends the one before it: both bos and eos."""
 
-# A chat reads like the corpus: the user's message is the heading of an entry and the answer is its text.
+# A chat reads like the corpus: the user's message is the heading of an entry and the answer is its text. A prompt ends
+# after the first of the two line ends between them: pre-tokenisation splits them where text follows, and only there.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message.role == 'assistant' %}{{ message.content | trim + '\\n' }}"
-    "{% else %}{{ bos_token + message.content | trim + '\\n\\n' }}{% endif %}"
+    "{% if message.role == 'assistant' %}{{ '\\n' + message.content | trim + '\\n' }}"
+    "{% else %}{{ bos_token + message.content | trim + '\\n' }}{% endif %}"
     "{% endfor %}"
 )
 
