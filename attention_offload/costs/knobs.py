@@ -132,11 +132,19 @@ IDEAL = A_PRIORI.changed(
     offload_overhead_s=0.0,
     offload_sequence_overhead_s=0.0,
 )
-KNOBS = {knobs.name: knobs for knobs in (IDEAL, A_PRIORI, FITTED)}
+# Engines that schedule while the device computes, on both sides: what the paper's baseline did not do.
+MODERN = A_PRIORI.changed(
+    name="modern",
+    coupled_overhead_s=1e-3,
+    coupled_sequence_overhead_s=2e-6,
+    offload_overhead_s=1e-3,
+    offload_sequence_overhead_s=2e-6,
+)
+KNOBS = {knobs.name: knobs for knobs in (IDEAL, A_PRIORI, FITTED, MODERN)}
 
 
 def load_knobs(preset: str, calibration: str | os.PathLike[str] | None = None) -> Knobs:
-    """A preset ("ideal", "a_priori", "fitted"), or "measured": `a_priori` changed by a calibration file.
+    """A preset ("ideal", "a_priori", "fitted", "modern"), or "measured": `a_priori` changed by a calibration file.
 
     The calibration file is JSON or TOML: knob names and values, written by `attention_offload.costs.calibration` or by
     hand; `network` is a stack's name. Raises `OffloadError` naming the unknown preset or knob.

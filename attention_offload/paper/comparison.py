@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 REPRODUCED, ORDER_ONLY, NOT_REPRODUCED, BLOCKED = "reproduced", "order only", "not reproduced", "blocked"
+# Not a claim of the paper: a claim with one of its assumptions changed.
+WHAT_IF = "what if"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,13 +57,19 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rated:
+class RatedOption:
+    """A way to decode, and what it carries."""
+
     option: DecodeOption
     rate: DecodeRate
 
     @property
     def price(self) -> float:
         return self.option.instance.price_per_hour
+
+    @property
+    def requests_per_dollar(self) -> float:
+        return 3600 * self.rate.rps / self.price
 
 
 def search(goal: Goal, space: Space, *, exact_limit: int = EXACT_LIMIT, seed: int = 0) -> list[Plan]:
@@ -85,6 +91,12 @@ def search(goal: Goal, space: Space, *, exact_limit: int = EXACT_LIMIT, seed: in
     raise OffloadError(f"No plan meets {tightest}. Raise the budget or a target, or offer other devices.")
 
 
+def rate_decode(goal: Goal, space: Space, *, exact_limit: int = EXACT_LIMIT, seed: int = 0) -> list[RatedOption]:
+    """Every way to decode that `search` considers and that meets the TBT target, the best per dollar first."""
+    rated = _rate_options(_Rater(goal), space, exact_limit, seed)
+    return sorted(rated, key=lambda one: -one.requests_per_dollar)
+
+
 class _Rater:
     """Rates options, and remembers whether any held the model, and why the first that did not was too small."""
 
@@ -93,7 +105,7 @@ class _Rater:
         self.fits = False
         self.too_small: CapacityError | None = None
 
-    def __call__(self, option: DecodeOption | None) -> _Rated | None:
+    def __call__(self, option: DecodeOption | None) -> RatedOption | None:
         """The option's rate; None where it does not fit, cannot be split that way, or misses the TBT target."""
         if option is None or option.instance.price_per_hour > self.goal.budget_per_hour:
             return None
@@ -105,24 +117,24 @@ class _Rater:
         except OffloadError:
             return None
         self.fits = True
-        return _Rated(option, rate) if rate else None
+        return RatedOption(option, rate) if rate else None
 
 
-def _rate_options(rater: _Rater, space: Space, exact_limit: int, seed: int) -> list[_Rated]:
+def _rate_options(rater: _Rater, space: Space, exact_limit: int, seed: int) -> list[RatedOption]:
     spread = rater.goal.workload.context_spread
     helped = space.partial(rater.goal.knobs.helper_prefill_slowdown)
     fixed = itertools.chain(space.coupled(), space.experts(), helped)
     if math.prod(len(axis) for axis in space.offloaded_axes()) <= exact_limit:
-        splits: Iterable[_Rated | None] = map(rater, space.offloaded(spread))
+        splits: Iterable[RatedOption | None] = map(rater, space.offloaded(spread))
     else:
         splits = _climb(space, lambda axes: rater(space.offloaded_option(axes, spread)), seed)
     return [rated for rated in itertools.chain(map(rater, fixed), splits) if rated]
 
 
-def _climb(space: Space, evaluate: Callable[[tuple], _Rated | None], seed: int) -> Iterator[_Rated]:
+def _climb(space: Space, evaluate: Callable[[tuple], RatedOption | None], seed: int) -> Iterator[RatedOption]:
     """Every split met while climbing requests per dollar, one axis at a time, from random starts."""
     axes, rng = space.offloaded_axes(), random.Random(seed)
-    met: dict[tuple[int, ...], _Rated | None] = {}
+    met: dict[tuple[int, ...], RatedOption | None] = {}
 
     def value(place: tuple[int, ...]) -> float:
         if place not in met:
@@ -148,9 +160,9 @@ def _line_moves(place: tuple[int, ...], axes: Sequence[Sequence]) -> Iterator[tu
                 yield (*place[:position], index, *place[position + 1 :])
 
 
-def _plans(goal: Goal, prefill: PrefillInstance, rated: Sequence[_Rated]) -> Iterator[Plan]:
+def _plans(goal: Goal, prefill: PrefillInstance, rated: Sequence[RatedOption]) -> Iterator[Plan]:
     """Frontier candidates with one kind of prefill instance: enough of one pool for all of the other."""
-    by_shape: dict[ModelShape, list[_Rated]] = {}
+    by_shape: dict[ModelShape, list[RatedOption]] = {}
     for option in rated:
         by_shape.setdefault(option.option.shape, []).append(option)
     for shape, options in by_shape.items():
@@ -162,7 +174,7 @@ def _plans(goal: Goal, prefill: PrefillInstance, rated: Sequence[_Rated]) -> Ite
                 yield from _pools(goal, slowed, shape, [helped])
 
 
-def _pools(goal: Goal, prefill: PrefillInstance, shape: ModelShape, options: Sequence[_Rated]) -> Iterator[Plan]:
+def _pools(goal: Goal, prefill: PrefillInstance, shape: ModelShape, options: Sequence[RatedOption]) -> Iterator[Plan]:
     budget = goal.budget_per_hour
     try:
         most = int(budget / prefill.price_per_hour)
@@ -200,7 +212,7 @@ def _pools(goal: Goal, prefill: PrefillInstance, shape: ModelShape, options: Seq
             )
 
 
-def _balanced(carried: Sequence[float], rated: _Rated, prefill_price: float, goal: Goal) -> set[tuple[int, int]]:
+def _balanced(carried: Sequence[float], rated: RatedOption, prefill_price: float, goal: Goal) -> set[tuple[int, int]]:
     """Pairs of counts that can be on the frontier: a smaller pool would carry less, a larger one is not needed."""
     pairs = set()
     affordable, helpers = int(goal.budget_per_hour / rated.price), rated.option.helpers
@@ -230,7 +242,7 @@ def _holds_weights(prefill: PrefillInstance, shape: ModelShape, goal: Goal) -> b
     return usable > shape.weight_bytes
 
 
-def _undominated(rated: Iterable[_Rated]) -> list[_Rated]:
+def _undominated(rated: Iterable[RatedOption]) -> list[RatedOption]:
     return _skyline(rated, lambda r: r.price, lambda r: r.rate.rps)
 
 

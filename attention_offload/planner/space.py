@@ -33,7 +33,8 @@ class Space:
     `shapes` are one model in the number formats to consider. Tensor-parallel degrees (also of coupled and prefill
     instances) come from `dense_counts`, pools of attention devices from `attention_counts`, pools of devices for the
     experts of a mixture from `expert_counts` (empty keeps experts with the rest). `helpers` are how many prefill
-    instances may help one decode instance; empty for none.
+    instances may help one decode instance; empty for none. `attention_devices` are those offered for attention, where
+    they are not all of `devices`.
     """
 
     shapes: Sequence[ModelShape]
@@ -44,11 +45,12 @@ class Space:
     in_flight: Sequence[int] = (2, 3)
     partitions: Sequence[str] = ("head", "sequence")
     helpers: Sequence[int] = (1,)
+    attention_devices: Sequence[Device] | None = None
 
     def __post_init__(self) -> None:
         if not self.devices or not self.shapes:
             raise OffloadError("A search needs at least one device and one model.")
-        for device in self.devices:
+        for device in (*self.devices, *(self.attention_devices or ())):
             if not device.priced:
                 raise OffloadError(f"Device `{device.name}` has no price; add one in a device file, or leave it out.")
         for partition in self.partitions:
@@ -89,7 +91,8 @@ class Space:
         """What splits vary over: shape, dense device and count, attention device and count, n, partition, experts."""
         dense, counts, attention = self.dense_devices, self.dense_counts, self.attention_counts
         rest = (self.in_flight, self.partitions, self._expert_pools())
-        return (self.shapes, dense, counts, self.devices, attention, *rest)
+        pools = self.devices if self.attention_devices is None else self.attention_devices
+        return (self.shapes, dense, counts, pools, attention, *rest)
 
     def offloaded_option(self, axes: tuple, spread: float) -> DecodeOption | None:
         """None for values that do not go together."""

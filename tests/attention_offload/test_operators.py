@@ -174,7 +174,7 @@ def test_narrower_kv_is_never_slower(shape, batch, context, fmt) -> None:
         (lambda: A_PRIORI.changed(tbt=1), "No knob tbt; known: .*attention_flops_efficiency"),
         (lambda: A_PRIORI.changed(link_efficiency=1.5), "`link_efficiency` is a share between 0 and 1, got 1.5"),
         (lambda: A_PRIORI.changed(offload_overhead_s=-1), "`offload_overhead_s` is a time .* got -1"),
-        (lambda: load_knobs("guess"), "No knobs `guess`; known: ideal, a_priori, fitted, measured"),
+        (lambda: load_knobs("guess"), "No knobs `guess`; known: ideal, a_priori, fitted, modern, measured"),
         (lambda: load_knobs("measured"), "`measured` need a calibration file"),
         (lambda: DecodeWorkload.from_lengths("w", [(5, 0)]), "`w` has no request that generates a token"),
         (lambda: DecodeWorkload.from_means("w", -5, 1), "`mean_prompt` must be positive, got -5"),
