@@ -193,8 +193,11 @@ def test_the_template_of_our_own_models_reads_like_their_text(tmp_path):
     tokenizer = Tokenizer.from_folder(folder_with(tmp_path))
     messages = [{"role": "user", "content": "bisect.insort "}, {"role": "assistant", "content": "Insert."}]
     ids = tokenizer.apply_chat_template([*messages, {"role": "user", "content": "topic while"}])
-    expected = f"{END_OF_TEXT}bisect.insort\n\nInsert.\n{END_OF_TEXT}topic while\n\n"
+    expected = f"{END_OF_TEXT}bisect.insort\n\nInsert.\n{END_OF_TEXT}topic while\n"
     assert tokenizer.decode(ids, skip_special_tokens=False) == expected
+    # The tokens of a prompt begin the tokens of the entry that it asks for, as they were in training.
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "topic while"}])
+    assert tokenizer.encode("topic while\n\nThe statement.")[: len(prompt)] == prompt
 
 
 def test_templates_refuse_what_they_cannot_say():
