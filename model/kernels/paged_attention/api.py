@@ -7,10 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.kernels.paged_attention import cpu_ffi, cpu_library, reference, xla
+from model.kernels.paged_attention import cpu_ffi, cpu_library, pallas_tpu, reference, target, xla
 from model.kernels.paged_attention.problem import KVPool, Pools, Problem, Ragged, pools_of, problem_of
 
-_BACKENDS: dict[str, types.ModuleType] = {"cpu_ffi": cpu_ffi, "xla": xla, "reference": reference}
+_BACKENDS: dict[str, types.ModuleType] = {
+    "cpu_ffi": cpu_ffi,
+    "pallas_tpu": pallas_tpu,
+    "xla": xla,
+    "reference": reference,
+}
 IMPLEMENTATIONS = tuple(_BACKENDS)
 
 
@@ -110,17 +115,19 @@ def _scatter(
     return write(cache_k, k), write(cache_v, v)
 
 
-def _by_platform(*operands, cpu, default):
+def _by_platform(*operands, cpu, default, **others):
     """The function for the platform that the call is compiled for."""
-    if jax.default_backend() == "cpu":
+    if target.platform() == "cpu":
         return cpu(*operands)
-    return lax.platform_dependent(*operands, cpu=cpu, default=default)
+    return lax.platform_dependent(*operands, cpu=cpu, default=default, **others)
 
 
 def _attend(problem: Problem, implementation: str | None, q: jax.Array, pools: Pools, ragged: Ragged):
     if implementation is None:
         on_cpu = xla if cpu_ffi.unsupported(problem) else cpu_ffi
-        by_platform = {"cpu": on_cpu.attend, "default": xla.attend}
+        # XLA for TPU lays out pools of half a tile's lanes unlike what a kernel takes: they would be copied each time.
+        on_tpu = xla if pallas_tpu.unsupported(problem) or problem.head_dim % 128 else pallas_tpu
+        by_platform = {"cpu": on_cpu.attend, "tpu": on_tpu.attend, "default": xla.attend}
         return _by_platform(q, pools, ragged, **{name: partial(run, problem) for name, run in by_platform.items()})
     if implementation not in _BACKENDS:
         raise ValueError(f"`implementation` is {implementation!r}; it must be one of {IMPLEMENTATIONS} or None.")

@@ -25,7 +25,12 @@ class Backend:
     quantized: tuple[str, ...] = ("int8", "float8_e4m3fn")
 
 
-BACKENDS = [Backend("reference"), Backend("xla"), Backend("cpu_ffi")]
+BACKENDS = [
+    Backend("reference"),
+    Backend("xla"),
+    Backend("cpu_ffi"),
+    Backend("pallas_tpu", dtypes=("float32", "bfloat16")),
+]
 every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 
 

@@ -1,0 +1,199 @@
+"""KV pages on their way from HBM to VMEM: double-buffered, a block of pages ahead of the arithmetic."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from model.kernels.paged_attention import target
+from model.kernels.paged_attention.problem import Problem
+
+
+class Span(NamedTuple):
+    """Pages `[first, end)` of a row's table; int32 scalars. May be empty."""
+
+    row: Any
+    first: Any
+    end: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class PageStream:
+    """The pages of one span after the other, in blocks of `block_pages`; the next one is in flight during the work.
+
+    Whole pages move, each in one contiguous copy per pool, and only those inside the span. `heads` says which KV heads
+    of a page this core reads. The refs: `table` int32 `[rows * max_pages]` in SMEM; `pools` `[pages, kv_heads,
+    page_size, ...]` in HBM: k and v, and their scales where there are any; `buffers` `[2, block_pages, heads,
+    page_size, ...]` in VMEM, one for each pool; `arrived`, a semaphore for each half of the buffers; `turn` int32 `[1]`
+    in SMEM, which half comes next.
+    """
+
+    problem: Problem
+    block_pages: int
+    heads: int
+    first_head: Any
+    table: Any
+    pools: tuple[Any, ...]
+    buffers: tuple[Any, ...]
+    arrived: Any
+    turn: Any
+
+    @property
+    def block_tokens(self) -> int:
+        """Keys in a block."""
+        return self.block_pages * self.problem.page_size
+
+    def walk(
+        self, here: Span, following: Span, is_first: jax.Array, is_last: jax.Array, visit: Callable, state: Any
+    ) -> Any:
+        """Folds `visit(slot, first_key, state) -> state` over the blocks of `here`; an empty span has one empty block.
+
+        Grid steps that follow each other pass what comes after `here` as `following`, so that its first block is
+        on its way already; the first step has nobody who did that, and the last one nothing to ask for.
+        """
+
+        @pl.when(is_first)
+        def _():
+            self.turn[0] = 0
+            self._each_copy("start", 0, here, 0)
+
+        turn = self.turn[0]
+        blocks = jnp.maximum((here.end - here.first + self.block_pages - 1) // self.block_pages, 1)
+
+        def step(block, state):
+            slot = (turn + block) % 2
+
+            @pl.when(block + 1 < blocks)
+            def _():
+                self._each_copy("start", 1 - slot, here, block + 1)
+
+            @pl.when((block + 1 == blocks) & jnp.logical_not(is_last))
+            def _():
+                self._each_copy("start", 1 - slot, following, 0)
+
+            self._each_copy("wait", slot, here, block)
+            return visit(slot, (here.first + block * self.block_pages) * self.problem.page_size, state)
+
+        state = lax.fori_loop(0, blocks, step, state)
+        self.turn[0] = (turn + blocks) % 2
+        return state
+
+    def _each_copy(self, method: str, slot, span: Span, block) -> None:
+        """Starts the copies of a block into half `slot` of the buffers, or waits for them."""
+        first = span.first + block * self.block_pages
+        heads = pl.ds(self.first_head, self.heads)
+
+        def one_page(index, _):
+            page = self.table[span.row * self.problem.max_pages + first + index]
+            for pool, buffer in zip(self.pools, self.buffers, strict=True):
+                copy = pltpu.make_async_copy(pool.at[page, heads], buffer.at[slot, index], self.arrived.at[slot])
+                getattr(copy, method)()
+            return _
+
+        lax.fori_loop(0, jnp.minimum(span.end - first, self.block_pages), one_page, 0)
+
+    def keys(self, slot, head, dtype) -> jax.Array:
+        """Keys of one head in a block, `[block_tokens, head_dim]`."""
+        return self._tokens(self.buffers[0], slot, head).astype(dtype)
+
+    def values(self, slot, head, valid, dtype) -> jax.Array:
+        """Values of one head in a block; zeros from token `valid` of the block on, where anything may have been."""
+        v = self._tokens(self.buffers[1], slot, head)
+        if jnp.issubdtype(v.dtype, jnp.integer):
+            return v.astype(dtype)
+        if self.problem.quantized:
+            token = lax.broadcasted_iota(jnp.int32, v.shape, 0)
+            v = jnp.where(token < valid, v, 0.0)
+        return v.astype(dtype)
+
+    def clear_values(self, slot, valid) -> None:
+        """Zeroes the values in VMEM from token `valid` of the block on: 0 times what is there might be NaN.
+
+        Once, in the last block of a span, and cheaper there than a select in every block; one-byte floats cannot be
+        stored on every chip, so `values` has that select for them.
+        """
+        if self.problem.quantized:
+            return
+        buffer, size = self.buffers[1], self.problem.page_size
+
+        @pl.when(valid < self.block_tokens)
+        def _():
+            def one_page(page, _):
+                v = buffer[slot, page].astype(jnp.float32)
+                token = page * size + lax.broadcasted_iota(jnp.int32, v.shape, 1)
+                buffer[slot, page] = jnp.where(token < valid, v, 0.0).astype(buffer.dtype)
+                return _
+
+            lax.fori_loop(jnp.maximum(valid, 0) // size, self.block_pages, one_page, 0)
+
+    def scales(self, which: int, slot, head) -> jax.Array | None:
+        """Scales of one head's keys (0) or values (1) in a block, `[1, block_tokens]`; None where there are none."""
+        if not self.problem.quantized:
+            return None
+        buffer = self.buffers[2 + which]
+        pages = [buffer[slot, page, pl.ds(head, 1)] for page in range(self.block_pages)]
+        return jnp.concatenate(pages, axis=1)
+
+    def _tokens(self, buffer, slot, head) -> jax.Array:
+        """One head's tokens in a block; one-byte values as float32, whose rows do not pack."""
+        tokens = buffer[slot, :, head]
+        if self.problem.quantized:
+            tokens = tokens.astype(jnp.float32)
+        return tokens.reshape(self.block_tokens, self.problem.head_dim)
+
+
+def scratch_shapes(problem: Problem, block_pages: int, heads: int) -> list[Any]:
+    """The scratch of a `PageStream`: its buffers, `arrived` and `turn`."""
+    page = (2, block_pages, heads, problem.page_size)
+    buffers = [pltpu.VMEM((*page, problem.head_dim), problem.kv_dtype)] * 2
+    if problem.quantized:
+        buffers += [pltpu.VMEM(page, jnp.float32)] * 2
+    return [*buffers, pltpu.SemaphoreType.DMA((2,)), pltpu.SMEM((1,), jnp.int32)]
+
+
+def kv_token_bytes(problem: Problem) -> int:
+    """Bytes in HBM of one token's keys and values, all heads, with their scales."""
+    return 2 * problem.kv_heads * (problem.head_dim * problem.kv_dtype.itemsize + (4 if problem.quantized else 0))
+
+
+def most_keys(problem: Problem, queries: int) -> int:
+    """Keys that a block of `queries` of one row reads at most."""
+    keys = problem.max_pages * problem.page_size
+    if problem.sliding_window is None:
+        return keys
+    return min(keys, problem.sliding_window + queries - 1 + problem.page_size)
+
+
+def compute_dtype(problem: Problem) -> Any:
+    """What the matrix unit multiplies: bfloat16 if the queries are and nothing is lost by it, else float32."""
+    narrow = problem.kv_dtype.itemsize <= 2 and problem.q_dtype == jnp.bfloat16
+    return jnp.bfloat16 if narrow else jnp.float32
+
+
+def dot(a: jax.Array, b: jax.Array, contract: int) -> jax.Array:
+    """`a` `[M, X]` times `b`, contracted over its axis `contract`; float32, exact products."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return lax.dot_general(
+        a, b, (((1,), (contract,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def cores(problem: Problem) -> int:
+    """Cores that share one device (two in a v4 or v5p chip); each takes half of the KV heads, where they divide."""
+    count = pltpu.get_tpu_info().num_cores if target.platform() == "tpu" else 1
+    return count if problem.kv_heads % count == 0 else 1
+
+
+def interpret() -> Any:
+    """For `pallas_call`: on CPU the kernels run interpreted, with VMEM full of NaN and no read out of bounds."""
+    return pltpu.InterpretParams() if target.platform() == "cpu" else False
+
+
+# Below any score, yet finite: differences of two of them are 0, not NaN.
+LOWEST = -1e30
+VMEM_LIMIT = 48 << 20
