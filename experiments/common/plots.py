@@ -17,8 +17,9 @@ def save_curves(
     series: Mapping[str, Sequence[tuple[float | str, float]]],
     *,
     logarithmic: bool = False,
+    levels: Mapping[str, float] | None = None,
 ) -> None:
-    """Writes one line per series through its (x, y) points, or grouped bars where x is text."""
+    """Writes one line per series through its (x, y) points, or grouped bars where x is text; dashed lines at levels."""
     bars = any(isinstance(x, str) for points in series.values() for x, _ in points)
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for index, (name, points) in enumerate(series.items()):
@@ -31,6 +32,8 @@ def save_curves(
             )
         else:
             axes.plot(xs, ys, marker="o", markersize=3, label=name)
+    for index, (name, level) in enumerate((levels or {}).items()):
+        axes.axhline(level, linestyle="--", linewidth=1, color=str(0.6 - 0.15 * (index % 4)), label=name)
     if logarithmic:
         axes.set_xscale("log")
     axes.set(title=title, xlabel=x_name, ylabel=y_name)

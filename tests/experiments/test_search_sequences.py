@@ -1,0 +1,48 @@
+"""The search script from the command line: files, table, clear refusals."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from gan import catalogue
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "experiments.search_sequences", f"--out={out}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+
+
+def test_a_small_search_writes_curves_and_a_catalogue_that_checks(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "--problem=ob_zcp", "--length=7", "--method=hpgan", "--budget=2000", "--seeds=3-4")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {row["seed"] for row in result["rows"]} == {3, 4}
+    assert set(result["rows"][0]) == {"method", "seed", "evaluations", "best"}
+    entries = list(catalogue.read(tmp_path / "catalogue.jsonl"))
+    assert {entry.value for entry in entries} == {0.0}
+    assert result["totals"]["hpgan"]["classes"]["max"] <= 4  # all there are
+    for plot in ("curves.png", "classes.png"):
+        assert (tmp_path / plot).stat().st_size > 1000
+    assert "evaluations to found" in done.stdout
+    assert "hpgan seed 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method=luck",), "--method=luck is unknown"),
+        (("--seeds=5-3",), "'5-3' is neither a seed nor a range"),
+        (("--problem=ob_zcp", "--length=8"), "needs an odd length"),
+        (("--problem=mmf", "--kind=2"), "--kind belongs to --problem=ob_zcp"),
+    ],
+)
+def test_bad_input_is_refused_by_name(tmp_path: pathlib.Path, arguments: tuple[str, ...], message: str) -> None:
+    done = run(tmp_path, *arguments)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
