@@ -1,18 +1,21 @@
 # `make demo` and `make test` work on a machine that has only python3 (3.11 or newer), its venv module and make.
 PYTHON ?= python3
 VENV ?= .venv
+# Extras of pyproject.toml; tests of what an absent one would bring are skipped with the reason.
+EXTRAS ?= dev
+STAMP := $(VENV)/.installed-$(EXTRAS)
 BIN := $(VENV)/bin
 # Huge pages for large host buffers; glibc reads this only when a process starts.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo test test-slow lint install clean
 
-install: $(VENV)/.installed
+install: $(STAMP)
 
-$(VENV)/.installed: pyproject.toml
+$(STAMP): pyproject.toml
 	@echo "Installing Halfmoon into $(VENV) (a few minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: install

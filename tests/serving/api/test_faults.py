@@ -57,7 +57,8 @@ def test_a_failed_engine_is_told_to_every_open_request_and_to_health(tokenizer: 
             assert answer.status_code == 503
             assert "RuntimeError: the device is gone" in answer.json()["error"]["message"]
             events = [json.loads(line[6:]) for line in (await stream).text.splitlines() if line.startswith("data: {")]
-            assert events[0]["choices"][0]["text"] == "a"
+            # On a busy machine one event may carry several tokens.
+            assert events[0]["choices"][0]["text"].startswith("a")
             assert events[-1]["error"]["type"] == "server_error"
 
             health = await client.get("/health")
