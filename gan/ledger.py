@@ -123,15 +123,23 @@ class Ledger:
         return self._seen.contains(_codes.hash_codes(codes))
 
     def charge(self, evaluations: int, codes: np.ndarray, scores: np.ndarray) -> None:
-        """Counts `evaluations` made elsewhere, and takes the codes int8 `[B, chips]` worth keeping with scores `[B]`.
+        """Counts steps of `evaluations` each made elsewhere, and takes what they found worth keeping.
 
-        All count as found at the last of them. A charge beyond the budget spends what is left and finds nothing.
+        Codes int8 `[steps, n, chips]` with scores `[steps, n]` count as found at the end of their step. The search ends
+        with the step that reaches `stop_at`; a step beyond the budget spends what is left and finds nothing.
         """
-        if evaluations > self.remaining:
-            self.evaluations = self.budget
-            return
-        self.evaluations += evaluations
-        self._record(np.asarray(codes, np.int8), np.asarray(scores), np.full(len(scores), self.evaluations))
+        covered = min(len(scores), self.remaining // evaluations)
+        if covered < len(scores):
+            self.evaluations = self.budget - covered * evaluations
+        scores = np.asarray(scores)[:covered]
+        stops = np.flatnonzero(scores.max(1, initial=-np.inf) >= self._stop_at)
+        steps = int(stops[0]) + 1 if stops.size else covered
+        ends = self.evaluations + evaluations * np.arange(1, steps + 1)
+        self.evaluations += evaluations * steps
+        numbers = np.repeat(ends, scores.shape[1])
+        self._record(
+            np.asarray(codes[:steps], np.int8).reshape(-1, self.problem.chips), scores[:steps].ravel(), numbers
+        )
 
     def _record(self, codes: np.ndarray, scores: np.ndarray, numbers: np.ndarray) -> None:
         if scores.size:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gan.sequences import codes as _codes
@@ -88,6 +89,10 @@ class Problem(abc.ABC):
     @abc.abstractmethod
     def _free_signs(self, codes: Any) -> Any:
         """The signs `[B, chips]` of a symmetry that makes chosen chips +1."""
+
+    def altitude(self, score: jax.Array) -> jax.Array:
+        """The score on the scale on which searches weigh a loss against a gain."""
+        return score
 
     def is_hit(self, score: Any) -> Any:
         """Whether a score (or each of an array) reaches the target, float32 rounding allowed."""
@@ -181,6 +186,10 @@ class PulseCompression(Problem):
 
     def _score_flips(self, codes: jax.Array) -> jax.Array:
         return neighbours.sir_of_flips(codes)
+
+    def altitude(self, score: jax.Array) -> jax.Array:
+        """log gamma: gains are ratios."""
+        return jnp.log(score)
 
     def soft_score(self, x: jax.Array) -> jax.Array:
         """log gamma, with its closed-form gradient."""

@@ -1,1 +1,13 @@
 """Classical searches at an equal evaluation budget, thousands of chains at once in JAX."""
+
+from gan.baselines import annealing, cross_entropy, genetic, random_search, tabu
+from gan.baselines.driver import Search
+
+METHODS: dict[str, Search] = {
+    "random": random_search.run,
+    "cem": cross_entropy.run,
+    "annealing": annealing.run,
+    "tabu": tabu.run,
+    "ga": genetic.run,
+    "memetic": genetic.run_memetic,
+}

@@ -61,15 +61,22 @@ def test_hits_are_kept_once_and_certified() -> None:
 
 def test_charges_count_what_the_caller_evaluated() -> None:
     pair = problem("ob_zcp", 5, kind=1)
-    ledger = Ledger(pair, 100, stop_at=0.0)
     codes = all_codes(10)
     scores = np.array(pair.score(codes))
-    worst = scores.argmin()
-    ledger.charge(90, codes[worst : worst + 1], scores[worst : worst + 1])
+    order = scores.argsort()
+    worst, best = order[:3], order[-1:]
+
+    ledger = Ledger(pair, 100)
+    ledger.charge(30, codes[worst][:, None], scores[worst][:, None])
     assert (ledger.evaluations, ledger.hits, ledger.spent) == (90, 0, False)
-    best = scores.argmax()
-    ledger.charge(20, codes[best : best + 1], scores[best : best + 1])
+    ledger.charge(20, codes[best][None], scores[best][None])
     assert (ledger.evaluations, ledger.hits, ledger.spent) == (100, 0, True)
+
+    ledger = Ledger(pair, 100, stop_at=0.0)
+    mixed = np.concatenate([worst[:1], best, worst[1:]])
+    ledger.charge(20, codes[mixed][:, None], scores[mixed][:, None])
+    assert (ledger.evaluations, ledger.hits, ledger.spent) == (40, 1, True)
+    assert ledger.result().evaluations_to(0.0) == 40
 
 
 def test_stop_at_ends_the_search_early() -> None:

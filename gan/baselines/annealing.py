@@ -1,0 +1,78 @@
+"""Simulated annealing: single-chip flips by the Metropolis rule while the temperature falls, again and again."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gan.baselines.driver import Advance, chain_count, drive, random_chips, random_words, scanned
+from gan.ledger import Ledger, Progress, SearchResult
+from gan.problems import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnealingSettings:
+    """The schedule.
+
+    Attributes:
+        chains: chains at once; None for as many as the budget gives one descent (up to 1024).
+        sweeps: flips tried in one descent of the temperature, per chip; then a chain starts anew.
+        hot, cold: first and last temperature, in units of the spread that the scores of random codes have. They are
+            compared as `Problem.altitude`s.
+    """
+
+    chains: int | None = None
+    sweeps: int = 100
+    hot: float = 1.0
+    cold: float = 0.05
+
+
+class _Chains(NamedTuple):
+    codes: jax.Array  # int8 [C, chips]
+    altitude: jax.Array  # float32 [C]
+    step: jax.Array  # int32 []
+
+
+def run(
+    problem: Problem,
+    budget: int,
+    seed: int,
+    progress: Progress | None = None,
+    *,
+    stop_at: float | None = None,
+    settings: AnnealingSettings | None = None,
+) -> SearchResult:
+    """Searches until `budget` evaluations are spent or a score reaches `stop_at`. Every proposal counts as one."""
+    settings = settings or AnnealingSettings()
+    ledger = Ledger(problem, budget, "annealing", seed, stop_at=stop_at, progress=progress)
+    chains = settings.chains or chain_count(budget, settings.sweeps * problem.chips)
+    start = _Chains(jnp.ones((chains, problem.chips), jnp.int8), jnp.zeros(chains), jnp.int32(0))
+    return drive(ledger, _advance(problem, settings), start, chains)
+
+
+@functools.cache
+def _advance(problem: Problem, settings: AnnealingSettings) -> Advance[_Chains]:
+    sample = problem.altitude(problem.score(random_chips(jax.random.key(0), (1024, problem.chips))))
+    return scanned(functools.partial(_step, problem, settings, float(sample.std())))
+
+
+def _step(
+    problem: Problem, settings: AnnealingSettings, spread: float, chains: _Chains, key: jax.Array
+) -> tuple[_Chains, tuple[jax.Array, jax.Array]]:
+    count, chips = chains.codes.shape
+    length = settings.sweeps * chips
+    at = chains.step % length
+    temperature = spread * settings.hot * (settings.cold / settings.hot) ** (at.astype(jnp.float32) / (length - 1))
+    words = random_words(key, (count, chips + 2))
+    flip = (words[:, chips] % chips).astype(jnp.int32)
+    flipped = jnp.where(jnp.arange(chips)[None] == flip[:, None], -chains.codes, chains.codes)
+    fresh = 1 - 2 * (words[:, :chips] >> 31).astype(jnp.int8)
+    proposal = jnp.where(at == 0, fresh, flipped)
+    score = problem.score(proposal)
+    altitude = problem.altitude(score)
+    uniform = (words[:, chips + 1].astype(jnp.float32) + 1) / 2.0**32
+    accepted = (at == 0) | (altitude - chains.altitude >= temperature * jnp.log(uniform))
+    codes = jnp.where(accepted[:, None], proposal, chains.codes)
+    return _Chains(codes, jnp.where(accepted, altitude, chains.altitude), chains.step + 1), (score, proposal)
