@@ -44,7 +44,7 @@ def polish(
         if not climbing.size or ledger.spent:
             break
         gains = predicted_gains(problem, codes[climbing])
-        ledger.charge(len(climbing), np.zeros((0, problem.chips), np.int8), np.zeros(0))
+        ledger.charge(len(climbing), np.zeros((1, 0, problem.chips), np.int8), np.zeros((1, 0)))
         if ledger.spent:
             break
         chosen = np.argpartition(-gains, flips, axis=1)[:, :flips]

@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gan.baselines.driver import Advance, chain_count, drive, random_chips, random_words, scanned
+from gan.baselines.driver import Advance, chain_count, drive, random_words, scanned
 from gan.ledger import Ledger, Progress, SearchResult
 from gan.problems import Problem
+
+_SAMPLE = 256  # random codes whose spread sets the temperatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class AnnealingSettings:
 class _Chains(NamedTuple):
     codes: jax.Array  # int8 [C, chips]
     altitude: jax.Array  # float32 [C]
+    spread: jax.Array  # float32 [], of the altitudes of random codes
     step: jax.Array  # int32 []
 
 
@@ -48,23 +52,28 @@ def run(
     settings = settings or AnnealingSettings()
     ledger = Ledger(problem, budget, "annealing", seed, stop_at=stop_at, progress=progress)
     chains = settings.chains or chain_count(budget, settings.sweeps * problem.chips)
-    start = _Chains(jnp.ones((chains, problem.chips), jnp.int8), jnp.zeros(chains), jnp.int32(0))
+    sample = problem.random(np.random.default_rng(seed), _SAMPLE)
+    scores = problem.score(sample)
+    ledger.charge(_SAMPLE, sample[None], np.asarray(scores)[None])
+    spread = problem.altitude(scores).std()
+    start = _Chains(jnp.ones((chains, problem.chips), jnp.int8), jnp.zeros(chains), spread, jnp.int32(0))
     return drive(ledger, _advance(problem, settings), start, chains)
 
 
 @functools.cache
 def _advance(problem: Problem, settings: AnnealingSettings) -> Advance[_Chains]:
-    sample = problem.altitude(problem.score(random_chips(jax.random.key(0), (1024, problem.chips))))
-    return scanned(functools.partial(_step, problem, settings, float(sample.std())))
+    return scanned(functools.partial(_step, problem, settings))
 
 
 def _step(
-    problem: Problem, settings: AnnealingSettings, spread: float, chains: _Chains, key: jax.Array
+    problem: Problem, settings: AnnealingSettings, chains: _Chains, key: jax.Array
 ) -> tuple[_Chains, tuple[jax.Array, jax.Array]]:
     count, chips = chains.codes.shape
     length = settings.sweeps * chips
     at = chains.step % length
-    temperature = spread * settings.hot * (settings.cold / settings.hot) ** (at.astype(jnp.float32) / (length - 1))
+    temperature = (
+        chains.spread * settings.hot * (settings.cold / settings.hot) ** (at.astype(jnp.float32) / (length - 1))
+    )
     words = random_words(key, (count, chips + 2))
     flip = (words[:, chips] % chips).astype(jnp.int32)
     flipped = jnp.where(jnp.arange(chips)[None] == flip[:, None], -chains.codes, chains.codes)
@@ -75,4 +84,5 @@ def _step(
     uniform = (words[:, chips + 1].astype(jnp.float32) + 1) / 2.0**32
     accepted = (at == 0) | (altitude - chains.altitude >= temperature * jnp.log(uniform))
     codes = jnp.where(accepted[:, None], proposal, chains.codes)
-    return _Chains(codes, jnp.where(accepted, altitude, chains.altitude), chains.step + 1), (score, proposal)
+    altitude = jnp.where(accepted, altitude, chains.altitude)
+    return _Chains(codes, altitude, chains.spread, chains.step + 1), (score, proposal)
