@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.kernels.paged_attention import cpu_ffi, cpu_library, pallas_tpu, reference, target, xla
+from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, target, xla
 from model.kernels.paged_attention.problem import KVPool, Pools, Problem, Ragged, pools_of, problem_of
 
 _BACKENDS: dict[str, types.ModuleType] = {
     "cpu_ffi": cpu_ffi,
+    "mosaic_gpu": mosaic_gpu,
     "pallas_tpu": pallas_tpu,
     "xla": xla,
     "reference": reference,
@@ -127,7 +128,13 @@ def _attend(problem: Problem, implementation: str | None, q: jax.Array, pools: P
         on_cpu = xla if cpu_ffi.unsupported(problem) else cpu_ffi
         # XLA for TPU lays out pools of half a tile's lanes unlike what a kernel takes: they would be copied each time.
         on_tpu = xla if pallas_tpu.unsupported(problem) or problem.head_dim % 128 else pallas_tpu
-        by_platform = {"cpu": on_cpu.attend, "tpu": on_tpu.attend, "default": xla.attend}
+        on_cuda = xla if mosaic_gpu.unsupported(problem) else mosaic_gpu
+        by_platform = {
+            "cpu": on_cpu.attend,
+            "cuda": on_cuda.attend,
+            "tpu": on_tpu.attend,
+            "default": xla.attend,
+        }
         return _by_platform(q, pools, ragged, **{name: partial(run, problem) for name, run in by_platform.items()})
     if implementation not in _BACKENDS:
         raise ValueError(f"`implementation` is {implementation!r}; it must be one of {IMPLEMENTATIONS} or None.")

@@ -1,0 +1,128 @@
+"""Paged attention on Hopper GPUs, in Pallas for Mosaic GPU: TMA gathers pages, wgmma multiplies them.
+
+Rows of one query go through the decode kernel and longer ones through the prefill kernel. XLA gathers the queries of
+each tile, whatever their place in the batch, and puts the results back.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from model.kernels.paged_attention.merge import merge
+from model.kernels.paged_attention.mosaic_gpu import decode, device, prefill
+from model.kernels.paged_attention.mosaic_gpu.tiles import TILE, Tile
+from model.kernels.paged_attention.problem import Pools, Problem, Ragged
+
+_DTYPES = ("bfloat16", "float16")
+# Of 256, a tile's sums alone are half of the registers that its threads may have, and the kernels spill.
+_HEAD_DIMS = (64, 128)
+_PAGE_SIZES = (16, 32, 64, 128)
+# Shared memory of a Hopper multiprocessor and what each thread block may have of it, in bytes; 1 KiB is the driver's.
+_SHARED_PER_CORE, _SHARED_PER_BLOCK, _SHARED_RESERVED = 233472, 232448, 1024
+_BARRIER_BYTES = 256
+_MOST_SPLITS, _LEAST_BLOCKS_PER_SPLIT = 32, 4
+
+
+def unsupported(problem: Problem) -> str | None:
+    """Why this backend cannot take the case, or None."""
+    if problem.q_dtype.name not in _DTYPES:
+        return f"q is {problem.q_dtype}; it must be one of {_DTYPES}."
+    if problem.kv_dtype != problem.q_dtype:
+        return f"the pools are {problem.kv_dtype}; they must have q's dtype, {problem.q_dtype}."
+    if problem.head_dim not in _HEAD_DIMS:
+        return f"head_dim is {problem.head_dim}; it must be one of {_HEAD_DIMS}."
+    if problem.page_size not in _PAGE_SIZES:
+        return f"page_size is {problem.page_size}; it must be one of {_PAGE_SIZES}."
+    if problem.group > TILE:
+        return f"{problem.group} query heads share a KV head; at most {TILE} may."
+    if problem.pages * problem.kv_heads * problem.page_size >= 2**31:
+        return f"{problem.pages} pages hold more than 2^31 rows."
+    platform, capability = device.target()
+    if platform == "gpu" and not capability.startswith("9."):
+        return f"the GPU has compute capability {capability}; it must be 9.x (Hopper)."
+    if platform not in ("gpu", "cpu"):
+        return f"the platform is {platform}; it must be a Hopper GPU, or CPU to interpret the kernels."
+    return None
+
+
+def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tuple[jax.Array, jax.Array]:
+    """Returns (out `[tokens, q_heads, head_dim]` in q's dtype, lse float32 `[tokens, q_heads]`).
+
+    On CPU the kernels are interpreted, with race detection: right and very slow.
+    """
+    tile = Tile(
+        kv_heads=problem.kv_heads,
+        group=problem.group,
+        head_dim=problem.head_dim,
+        page_size=problem.page_size,
+        dtype=problem.q_dtype,
+        scale=problem.scale,
+        sliding_window=problem.sliding_window,
+        soft_cap=problem.soft_cap,
+        interpret=device.target()[0] == "cpu",
+    )
+    starts, counts = ragged.query_starts[:-1], jnp.diff(ragged.query_starts)
+    token = jnp.arange(problem.tokens, dtype=jnp.int32)
+    row = jnp.searchsorted(ragged.query_starts, token, side="right").astype(jnp.int32) - 1
+    owned = (row >= 0) & (row < problem.rows)
+    row = jnp.clip(row, 0, problem.rows - 1)
+
+    positions = jnp.where(counts == 1, ragged.lengths - 1, -1)
+    rows_q = q.at[starts].get(mode="clip")
+    plan = decode_plan(problem)
+    outs, lses = decode.attend(tile, plan, rows_q, pools, ragged.page_table, positions)
+    rows_out, rows_lse = merge(outs, lses) if plan.splits > 1 else (outs[0], lses[0])
+    decodes = owned & (counts[row] == 1)
+    out = jnp.where(decodes[:, None, None], rows_out[row], 0)
+    lse = jnp.where(decodes[:, None], rows_lse[row], -jnp.inf)
+    if problem.max_query_len == 1:
+        return out, lse
+    chunk_out, chunk_lse = _attend_chunks(tile, problem, q, pools, ragged, row, token)
+    chunked = owned & (counts[row] > 1)
+    return jnp.where(chunked[:, None, None], chunk_out, out), jnp.where(chunked[:, None], chunk_lse, lse)
+
+
+def _attend_chunks(tile: Tile, problem: Problem, q, pools: Pools, ragged: Ragged, row: jax.Array, token: jax.Array):
+    """(out, lse) of every token; anything for tokens of rows that have one query."""
+    size = prefill.tile_tokens(tile)
+    starts, counts = ragged.query_starts[:-1], jnp.diff(ragged.query_starts)
+    tiles = jnp.where(counts > 1, (counts + size - 1) // size, 0)
+    ends = jnp.cumsum(tiles)
+    # Every row could have a last tile that is not full, but for its two tokens at least.
+    rows = min(problem.rows, problem.tokens // 2)
+    number = jnp.arange((problem.tokens - 2 * rows) // size + rows, dtype=jnp.int32)
+    tile_row = jnp.minimum(jnp.searchsorted(ends, number, side="right").astype(jnp.int32), problem.rows - 1)
+    offset = (number - ends[tile_row] + tiles[tile_row]) * size
+    position = ragged.lengths[tile_row] - counts[tile_row] + offset
+    queries = jnp.minimum(counts[tile_row] - offset, size)
+    used = number < ends[-1]
+    chunks = prefill.Chunks(tile_row, jnp.where(used, position, 0), jnp.where(used, position + queries - 1, -1))
+
+    taken = (starts[tile_row] + offset)[:, None] + jnp.arange(size)
+    tiles_q = q.at[taken].get(mode="clip").swapaxes(1, 2)
+    outs, lses = prefill.attend(tile, prefill_stages(problem), tiles_q, pools, ragged.page_table, chunks)
+    place = token - starts[row]
+    where = (jnp.maximum(ends[row] - tiles[row], 0) + place // size, slice(None), place % size)
+    return outs.at[where].get(mode="clip"), lses.at[where].get(mode="clip")
+
+
+def decode_plan(problem: Problem) -> decode.Plan:
+    """As many key blocks in flight as let two thread blocks share a multiprocessor, and splits that fill the device."""
+    tile_bytes = TILE * problem.head_dim * 2
+    stages = (_SHARED_PER_CORE // 2 - _SHARED_RESERVED - _BARRIER_BYTES - tile_bytes) // (2 * tile_bytes)
+    slots = device.cores() * 2
+    work = problem.rows * problem.kv_heads
+    blocks = -(-problem.max_pages * problem.page_size // TILE)
+    most = max(1, min(_MOST_SPLITS, blocks // _LEAST_BLOCKS_PER_SPLIT))
+
+    def busy(splits: int) -> float:
+        waves = work * splits / slots
+        return waves / -(-work * splits // slots)
+
+    enough = (splits for splits in range(1, most + 1) if busy(splits) >= 0.9)
+    return decode.Plan(next(enough, max(range(1, most + 1), key=busy)), stages)
+
+
+def prefill_stages(problem: Problem) -> int:
+    """Key blocks in flight beside the two query tiles, of four at most."""
+    tile_bytes = TILE * problem.head_dim * 2
+    return min(4, (_SHARED_PER_BLOCK - _BARRIER_BYTES - 2 * tile_bytes) // (2 * tile_bytes))

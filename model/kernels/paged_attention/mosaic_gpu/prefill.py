@@ -1,0 +1,189 @@
+"""Prefill chunks on Hopper GPUs: two warpgroups multiply, one query head and 64 queries each, and a third loads KV.
+
+Both share every block of keys. Where the query heads of a KV head are even in number, the two take two heads of the
+same 64 tokens, so that the diagonal wastes least; else they take 128 tokens of one head.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from model.kernels.paged_attention.mosaic_gpu import device, tiles
+from model.kernels.paged_attention.mosaic_gpu.tiles import TILE, Tile
+from model.kernels.paged_attention.problem import Pools
+
+_CONSUMERS = 2
+
+
+class Chunks(NamedTuple):
+    """Which queries each tile holds, int32 `[tiles]`.
+
+    `row` owns the tile; `position` of its first query in the row's KV; `last` of its last one, -1 where the tile is
+    not used.
+    """
+
+    row: jax.Array
+    position: jax.Array
+    last: jax.Array
+
+
+def tile_tokens(tile: Tile) -> int:
+    """Tokens of a tile."""
+    return TILE if tile.group % _CONSUMERS == 0 else TILE * _CONSUMERS
+
+
+def attend(
+    tile: Tile, stages: int, q: jax.Array, pools: Pools, page_table: jax.Array, chunks: Chunks
+) -> tuple[jax.Array, jax.Array]:
+    """Attends tiles of queries.
+
+    Args:
+      tile: static facts.
+      stages: key blocks in flight in a thread block.
+      q: `[tiles, q_heads, tile_tokens, head_dim]`.
+      pools: K and V.
+      page_table: int32 `[rows, max_pages]`.
+      chunks: what the tiles hold.
+
+    Returns:
+      (out, shaped like q, lse float32 `[tiles, q_heads, tile_tokens]`); anything where a tile holds no query.
+    """
+    count, q_heads, tokens, head_dim = q.shape
+    pairs = q_heads * tokens // (TILE * _CONSUMERS)
+    shape = (count, pairs, _CONSUMERS, TILE)
+    kernel = plgpu.kernel(
+        functools.partial(_body, tile, stages, pairs // tile.kv_heads),
+        out_type=(
+            jax.ShapeDtypeStruct((*shape, head_dim), tile.dtype),
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+        ),
+        scratch_types=(
+            tiles.shared(tile, _CONSUMERS),
+            tiles.shared(tile, stages),
+            tiles.shared(tile, stages),
+            plgpu.Barrier(num_barriers=_CONSUMERS),
+            plgpu.Barrier(num_arrivals=tile.copies, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=tile.copies, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=_CONSUMERS),
+        ),
+        grid=(pairs, count),
+        grid_names=("pair", "tile"),
+        num_threads=_CONSUMERS + 1,
+        thread_name="warpgroup",
+        compiler_params=device.compiler_params(),
+        interpret=device.interpreter() if tile.interpret else None,
+    )
+    flat_pools = (pools.k.reshape(-1, head_dim), pools.v.reshape(-1, head_dim))
+    out, lse = kernel(q.reshape(*shape, head_dim), *flat_pools, page_table, *chunks)
+    return out.reshape(q.shape), lse.reshape(q.shape[:3])
+
+
+def _body(
+    tile: Tile,
+    stages: int,
+    pairs_per_head: int,
+    q_gmem,  # [tiles, pairs, consumers, TILE, head_dim]
+    k_gmem,  # [pages * kv_heads * page_size, head_dim]
+    v_gmem,
+    table_gmem,  # [rows, max_pages]
+    row_gmem,  # [tiles]
+    position_gmem,  # [tiles]
+    last_gmem,  # [tiles]
+    out_gmem,  # [tiles, pairs, consumers, TILE, head_dim]
+    lse_gmem,  # [tiles, pairs, consumers, TILE]
+    q_smem,  # [consumers, TILE, head_dim]; holds the results in the end
+    k_smem,  # [stages, TILE, head_dim]
+    v_smem,
+    q_barriers,
+    k_barriers,
+    v_barriers,
+    k_free,
+    v_free,
+    values_clean,
+):
+    """One thread block: a tile of two heads, or of one."""
+    pair, index, warpgroup = lax.axis_index("pair"), lax.axis_index("tile"), lax.axis_index("warpgroup")
+    row, position, last = row_gmem[index], position_gmem[index], last_gmem[index]
+    first, stop = 0, lax.div(last + TILE, TILE)
+    if tile.sliding_window is not None:
+        first = lax.div(jnp.maximum(position - tile.sliding_window + 1, 0), TILE)
+
+    @pl.when(warpgroup == _CONSUMERS)
+    def _produce():
+        plgpu.set_max_registers(40, action="decrease")
+        head = lax.div(pair, pairs_per_head)
+
+        def load(block, carry):
+            slot = lax.rem(block - first, stages)
+            for free, pool_gmem, pool_smem, barriers in (
+                (k_free, k_gmem, k_smem, k_barriers),
+                (v_free, v_gmem, v_smem, v_barriers),
+            ):
+
+                @pl.when(block >= first + stages)
+                def _wait(free=free):
+                    plgpu.barrier_wait(free.at[slot])
+
+                target, barrier = pool_smem.at[slot], barriers.at[slot]
+                tiles.copy_block(tile, pool_gmem, table_gmem, row, head, block, last, target, barrier)
+            return carry
+
+        lax.fori_loop(first, stop, load, None)
+
+    @pl.when(warpgroup < _CONSUMERS)
+    def _consume():
+        plgpu.set_max_registers(232, action="increase")
+        mine = q_smem.at[warpgroup]
+        own_position = position + (warpgroup * TILE if tile_tokens(tile) > TILE else 0)
+        plgpu.copy_gmem_to_smem(q_gmem.at[index, pair, warpgroup], mine, q_barriers.at[warpgroup])
+        plgpu.barrier_wait(q_barriers.at[warpgroup])
+
+        def attend_block(block, state, masked):
+            slot = lax.rem(block - first, stages)
+            plgpu.barrier_wait(k_barriers.at[slot])
+            scores = tiles.scores_of(tile, mine, k_smem.at[slot])
+            plgpu.barrier_arrive(k_free.at[slot])
+            if masked:
+                scores = tiles.masked(tile, scores, block, own_position, step=1)
+            state, weights = tiles.softmax(tiles.State(*state), scores)
+            plgpu.barrier_wait(v_barriers.at[slot])
+            if masked:
+
+                @pl.when((block + 1) * TILE > last + 1)
+                def _drop_unwritten():
+                    @pl.when(warpgroup == 0)
+                    def _zero():
+                        tiles.zero_values_after(tile, v_smem.at[slot], block, last)
+
+                    plgpu.barrier_arrive(values_clean)
+                    plgpu.barrier_wait(values_clean)
+
+            state = tiles.add_values(tile, state, weights, v_smem.at[slot])
+            plgpu.barrier_arrive(v_free.at[slot])
+            return tuple(state)
+
+        with_mask = functools.partial(attend_block, masked=True)
+        state, whole = tuple(tiles.initial(tile)), first
+        if tile.sliding_window is not None:
+            # From this block on, the tile's last query has all of the block in its window.
+            whole = lax.div(jnp.maximum(own_position + 2 * TILE - 1 - tile.sliding_window, 0), TILE)
+            whole = jnp.clip(whole, first, stop)
+            state = lax.fori_loop(first, whole, with_mask, state)
+        diagonal = jnp.clip(lax.div(own_position + 1, TILE), whole, stop)
+        state = lax.fori_loop(whole, diagonal, functools.partial(attend_block, masked=False), state)
+        state = lax.fori_loop(diagonal, stop, with_mask, state)
+
+        @pl.when(last >= 0)
+        def _store():
+            out, lse_gmem[index, pair, warpgroup] = tiles.finish(tiles.State(*state))
+            mine[...] = out.astype(tile.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(mine, out_gmem.at[index, pair, warpgroup])
+            plgpu.wait_smem_to_gmem(0)
