@@ -7,6 +7,7 @@ each tile, whatever their place in the batch, and puts the results back.
 import jax
 import jax.numpy as jnp
 
+from model.kernels.paged_attention import target
 from model.kernels.paged_attention.merge import merge
 from model.kernels.paged_attention.mosaic_gpu import decode, device, prefill
 from model.kernels.paged_attention.mosaic_gpu.tiles import TILE, Tile
@@ -36,11 +37,13 @@ def unsupported(problem: Problem) -> str | None:
         return f"{problem.group} query heads share a KV head; at most {TILE} may."
     if problem.pages * problem.kv_heads * problem.page_size >= 2**31:
         return f"{problem.pages} pages hold more than 2^31 rows."
-    platform, capability = device.target()
-    if platform == "gpu" and not capability.startswith("9."):
-        return f"the GPU has compute capability {capability}; it must be 9.x (Hopper)."
-    if platform not in ("gpu", "cpu"):
-        return f"the platform is {platform}; it must be a Hopper GPU, or CPU to interpret the kernels."
+    platform = target.platform()
+    if platform == "gpu":
+        capability = device.compute_capability()
+        if capability is None or not capability.startswith("9."):
+            return f"the GPU has compute capability {capability}; it must be 9.x (Hopper)."
+    elif platform != "cpu":
+        return f"the platform is {platform}; it must be a Hopper GPU, or a CPU to interpret the kernels."
     return None
 
 
@@ -58,7 +61,7 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
         scale=problem.scale,
         sliding_window=problem.sliding_window,
         soft_cap=problem.soft_cap,
-        interpret=device.target()[0] == "cpu",
+        interpret=target.platform() == "cpu",
     )
     starts, counts = ragged.query_starts[:-1], jnp.diff(ragged.query_starts)
     token = jnp.arange(problem.tokens, dtype=jnp.int32)
@@ -97,7 +100,7 @@ def _attend_chunks(tile: Tile, problem: Problem, q, pools: Pools, ragged: Ragged
     used = number < ends[-1]
     chunks = prefill.Chunks(tile_row, jnp.where(used, position, 0), jnp.where(used, position + queries - 1, -1))
 
-    taken = (starts[tile_row] + offset)[:, None] + jnp.arange(size)
+    taken = (starts[tile_row] + offset)[:, None] + jnp.arange(size)[None, :]
     tiles_q = q.at[taken].get(mode="clip").swapaxes(1, 2)
     outs, lses = prefill.attend(tile, prefill_stages(problem), tiles_q, pools, ragged.page_table, chunks)
     place = token - starts[row]

@@ -9,19 +9,18 @@ _HOPPER_NAMES = ("NVIDIA H100", "NVIDIA H200", "NVIDIA H800", "NVIDIA H20", "NVI
 _HOPPER_CORES = 132
 
 
-def target() -> tuple[str, str]:
-    """(platform, compute capability) that is compiled for: of the mesh in use if it says so, else of the first device."""
+def compute_capability() -> str | None:
+    """Of the GPU that is compiled for; None where only an unknown name is known of it."""
     described = jax.sharding.get_abstract_mesh().abstract_device
-    if described is not None and described.platform in ("gpu", "cuda"):
-        return "gpu", "9.0" if described.device_kind.startswith(_HOPPER_NAMES) else "unknown"
-    device = jax.devices()[0]
-    return device.platform, getattr(device, "compute_capability", "none")
+    if described is not None:
+        return "9.0" if described.device_kind.startswith(_HOPPER_NAMES) else None
+    return getattr(jax.devices()[0], "compute_capability", None)
 
 
 def cores() -> int:
-    """Multiprocessors of the GPU that is compiled for; those of an H100 or H200 where nothing is known of it."""
+    """Multiprocessors of the GPU that is compiled for; those of an H100 or H200 where it does not say."""
     described = jax.sharding.get_abstract_mesh().abstract_device
-    if described is not None and described.platform in ("gpu", "cuda"):
+    if described is not None:
         return described.num_cores or _HOPPER_CORES
     return getattr(jax.devices()[0], "core_count", _HOPPER_CORES)
 

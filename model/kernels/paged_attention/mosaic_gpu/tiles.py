@@ -90,7 +90,8 @@ def matmul(acc: jax.Array | None, a: Any, b_smem: Any, *, transpose_b: bool, int
             return accumulator[...]
 
         return pl.run_scoped(from_zero, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
-    return pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))(plgpu.ACC.init(acc))
+    onto: Any = pl.run_state(lambda accumulator: plgpu.wgmma(accumulator, a, b))
+    return onto(plgpu.ACC.init(acc))
 
 
 def _transposed(ref: Any) -> Any:
@@ -105,7 +106,7 @@ def _laid_out(tile: Tile, array: jax.Array) -> jax.Array:
     return plgpu.layout_cast(array, layout)
 
 
-def _index(tile: Tile, shape: tuple[int, int], axis: int) -> jax.Array:
+def _index(tile: Tile, shape: tuple[int, ...], axis: int) -> jax.Array:
     return _laid_out(tile, lax.broadcasted_iota(jnp.int32, shape, axis))
 
 

@@ -1,0 +1,93 @@
+"""Compiles the Hopper kernels to machine code where there is no GPU; prints one JSON line per case.
+
+A process of its own: the compiler of the CUDA plugin reports what it made on the process's output, and the plugin is
+kept away from tests that want CPU devices.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from model.kernels.paged_attention import paged_attention, write_kv
+from tests.model.kernels.paged_attention.cases import Batch, Cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A batch of 33 rows, to be compiled for one GPU."""
+
+    name: str
+    gpu: str = "h200"
+    tokens: int = 544
+    max_query_len: int = 512
+    q_heads: int = 64
+    kv_heads: int = 8
+    head_dim: int = 128
+    page_size: int = 64
+    pages: int = 1024
+    dtype: str = "bfloat16"
+    sliding_window: int | None = None
+    soft_cap: float | None = None
+    layers: int = 0
+
+
+CASES = (
+    Case("bfloat16"),
+    Case("layers", layers=8),
+    Case("float16 on h100", gpu="h100", dtype="float16"),
+    Case("window and soft cap", sliding_window=1000, soft_cap=30.0),
+    Case("MHA, head_dim 64, page 128", q_heads=8, head_dim=64, page_size=128),
+    Case("page 16", q_heads=32, page_size=16),
+    Case("split decode", tokens=1, max_query_len=1),
+)
+
+
+def compile_case(case: Case) -> dict[str, int]:
+    """Bytes of one attention, or of a loop over `layers` that writes each layer's KV and attends it."""
+    described = (pathlib.Path(__file__).parent / f"{case.gpu}.txtpb").read_text()
+    topology = topologies.get_topology_desc(platform="cuda", target_config=described, topology="1x1x1")
+    mesh = Mesh(np.array(topology.devices), ("x",))
+    here = NamedSharding(mesh, PartitionSpec())
+    rows = 33 if case.tokens > 1 else 1
+
+    def like(shape, dtype=case.dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
+
+    q = like((case.tokens, case.q_heads, case.head_dim))
+    pool = like((max(case.layers, 1) * case.pages, case.kv_heads, case.page_size, case.head_dim))
+    ragged = like((rows, 64), jnp.int32), like((rows,), jnp.int32), like((rows + 1,), jnp.int32)
+    options = {"sliding_window": case.sliding_window, "soft_cap": case.soft_cap, "implementation": "mosaic_gpu"}
+
+    def attend(q, k, v, table, lengths, starts):
+        batch = Batch(q, Cache(k, v), table, lengths, starts)
+        return paged_attention(*batch, max_query_len=case.max_query_len, return_lse=True, **options)
+
+    def layers(q, k, v, table, lengths, starts, slots):
+        def layer(carry, index):
+            q, k, v = carry
+            new = q[:, : case.kv_heads]
+            k, v = write_kv(k, v, new, new, slots + index * case.pages * case.page_size)
+            out, _ = attend(q, k, v, table + index * case.pages, lengths, starts)
+            return (out, k, v), None
+
+        return jax.lax.scan(layer, (q, k, v), jnp.arange(case.layers))[0]
+
+    function, arguments = (attend, ()) if not case.layers else (layers, (like((case.tokens,), jnp.int32),))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        traced = jax.jit(function, donate_argnums=(1, 2)).trace(q, pool, pool, *ragged, *arguments)
+        compiled = traced.lower(lowering_platforms=("cuda",)).compile()
+    bytes_of = compiled.memory_analysis()
+    return {"temp": bytes_of.temp_size_in_bytes, "pool": 2 * int(np.prod(pool.shape)) * pool.dtype.itemsize}
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        sys.stdout.write(json.dumps({"case": case.name} | compile_case(case)) + "\n")
+        sys.stdout.flush()

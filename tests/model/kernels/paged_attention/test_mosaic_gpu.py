@@ -1,0 +1,58 @@
+"""What only the Hopper backend has: its plan, its refusals, and interpreted kernels without races."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+from model.kernels.paged_attention import paged_attention
+from model.kernels.paged_attention.mosaic_gpu import backend
+from model.kernels.paged_attention.problem import Problem
+from tests.model.kernels.paged_attention import cases
+
+
+def problem(**changes) -> Problem:
+    sizes = {"tokens": 32, "rows": 32, "pages": 4096, "max_pages": 64, "q_heads": 64, "kv_heads": 8, "head_dim": 128}
+    dtypes = {"q_dtype": jnp.dtype("bfloat16"), "kv_dtype": jnp.dtype("bfloat16")}
+    options = {"page_size": 64, "max_query_len": 1, "scale": 0.1, "sliding_window": None, "soft_cap": None}
+    return Problem(**(sizes | dtypes | options | changes))
+
+
+@pytest.mark.parametrize(("q_heads", "window"), [(2, None), (1, 70)])
+def test_a_chunk_that_ends_inside_a_page(q_heads: int, window: int | None) -> None:
+    """Two heads share a tile, or two tiles a head; the last page's unwritten half is poisoned."""
+    shape = cases.Shape(q_heads, 1, 64, 64, max_pages=3, padding=1, dtype="bfloat16")
+    batch = cases.build(shape, [150], [75])
+    attend = jax.jit(
+        lambda batch: paged_attention(
+            *batch, max_query_len=75, sliding_window=window, implementation="mosaic_gpu", return_lse=True
+        )
+    )
+    out, lse = attend(batch)
+    expected, expected_lse = cases.dense_attention(batch, sliding_window=window)
+    limit = cases.tolerance("bfloat16")
+    np.testing.assert_allclose(np.asarray(out, np.float32)[:75], expected[:75], rtol=limit, atol=limit)
+    np.testing.assert_allclose(np.asarray(lse)[:75], expected_lse[:75], rtol=1e-5, atol=1e-5)
+    assert not gpu_callbacks.get_races().races_found
+
+
+@pytest.mark.parametrize(
+    ("rows", "max_pages", "splits"), [(32, 64, 1), (64, 64, 1), (1, 512, 30), (8, 64, 4), (1, 1, 1), (16, 3, 1)]
+)
+def test_small_batches_are_split_until_the_device_is_busy(rows: int, max_pages: int, splits: int) -> None:
+    """264 thread blocks are resident on 132 multiprocessors; a split has four blocks of keys at least."""
+    assert backend.decode_plan(problem(rows=rows, max_pages=max_pages)).splits == splits
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kv_dtype": jnp.dtype("int8")}, "the pools are int8"),
+        ({"head_dim": 96}, "head_dim is 96"),
+        ({"page_size": 256}, "page_size is 256"),
+        ({"q_heads": 1024}, "128 query heads share a KV head"),
+    ],
+)
+def test_refusals_say_why(changes, reason: str) -> None:
+    assert reason in (backend.unsupported(problem(**changes)) or "")
