@@ -21,7 +21,9 @@ from gan.ledger import SearchResult
 from gan.methods import METHODS
 from gan.problems import PROBLEMS, Problem, problem
 
-PROBLEM = flags.DEFINE_enum("problem", "mmf", list(PROBLEMS), "What to search.")
+PROBLEM = flags.DEFINE_enum(
+    "problem", "mmf", list(PROBLEMS), "What to search; mmf_skew: mmf among skew-symmetric codes."
+)
 LENGTH = flags.DEFINE_integer("length", 59, "Chips of one sequence.", lower_bound=1)
 KIND = flags.DEFINE_integer("kind", 1, "Type of the pairs of ob_zcp: 1 or 2.")
 FLOCKS = flags.DEFINE_integer("flocks", 2, "Flocks of a set of mocss.")
@@ -88,7 +90,7 @@ def _save(out: pathlib.Path, meta: dict[str, Any], results: Sequence[SearchResul
     totals = comparison.totals(results)
     write_result(out, meta, rows, totals)
     catalogue.write(out / "catalogue.jsonl", [entry for result in results for entry in result.entries])
-    score = "SIR" if searched.name == "mmf" else "minus residual"
+    score = "SIR" if searched.target > 0 else "minus residual"
     save_curves(
         out / "curves.png",
         f"{searched}: best so far, median of {max(total['seeds'] for total in totals.values())} seed(s)",

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
-from gan import search
+from gan import paper_search, search
 from gan.ledger import SearchResult
 
-METHODS: dict[str, Callable[..., SearchResult]] = {"hpgan": search.run}
+METHODS: dict[str, Callable[..., SearchResult]] = {
+    "hpgan": search.run,
+    "hpgan_paper": paper_search.run,
+}

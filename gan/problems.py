@@ -1,6 +1,7 @@
 """The three searches as problems: what a code is, how good it is, which codes are the same.
 
-A code is int8 `[chips]` of +1 and -1: the sequences of a set one after another (flock, then sequence, then chip).
+A code is int8 `[chips]` of +1 and -1: the sequences of a set one after another (flock, then sequence, then chip). Where
+a problem searches codes of one symmetry, a code is the chips that are free, and `unfold` gives the others.
 Scores are higher for better codes. In float32 they rank codes; `exact` is the value that may be reported.
 """
 
@@ -40,6 +41,10 @@ class Problem(abc.ABC):
     def chips(self) -> int:
         """L, chips of one code."""
         return math.prod(self.shape)
+
+    def unfold(self, codes: Codes) -> Codes:
+        """All chips `[B, prod(shape)]` of (relaxed) codes `[B, chips]`, NumPy or JAX."""
+        return codes
 
     @property
     @abc.abstractmethod
@@ -121,7 +126,7 @@ class Problem(abc.ABC):
 
     def to_text(self, code: np.ndarray) -> list[str]:
         """The sequences of one code as `+-` text, first chip left."""
-        return [_codes.to_text(row) for row in np.asarray(code).reshape(-1, self.length)]
+        return [_codes.to_text(row) for row in self.unfold(np.asarray(code)[None]).reshape(-1, self.length)]
 
     def from_text(self, texts: Sequence[str]) -> np.ndarray:
         """The code int8 `[chips]` of its sequences.
@@ -129,7 +134,7 @@ class Problem(abc.ABC):
         Raises:
             ValueError: if their number, their lengths or their symbols do not fit this problem.
         """
-        count = self.chips // self.length
+        count = math.prod(self.shape[:-1])
         if len(texts) != count:
             raise ValueError(f"a code of {self} has {count} sequences, got {len(texts)}.")
         rows = [_codes.from_text(text) for text in texts]
@@ -200,8 +205,60 @@ class PulseCompression(Problem):
 
     def _free_signs(self, codes: Any) -> Any:
         """Negation and alternation: the first two chips become +1."""
-        odd = (np.arange(self.length) % 2).astype(np.int8)[None]
+        odd = (np.arange(self.chips) % 2).astype(np.int8)[None]
         return codes[:, :1] * (1 - odd) + codes[:, 1:2] * odd
+
+
+@dataclasses.dataclass(frozen=True)
+class SkewPulseCompression(PulseCompression):
+    """`mmf_skew`: `mmf` among skew-symmetric codes of odd length N, s[c+i] = (-1)^i s[c-i] about the middle c.
+
+    A code is its first (N+1)/2 chips. All odd-lag autocorrelations vanish (Golay, IEEE Trans. IT 23(1), 1977), which
+    favours large gamma; but where the best code is not skew-symmetric this search cannot find it. What it finds are
+    codes of `mmf`, and are catalogued so.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length % 2 == 0:
+            raise ValueError(f"`length` is {self.length}; a skew-symmetric code has an odd length.")
+
+    @property
+    def chips(self) -> int:
+        return (self.length + 1) // 2
+
+    @property
+    def group(self) -> symmetry.SymmetryGroup:
+        """Of the free chips: reversing the code is alternating them."""
+        return symmetry.sign_group(self.chips)
+
+    def unfold(self, codes: Any) -> Any:
+        signs = np.where(np.arange(1, self.chips) % 2, -1, 1).astype(np.int8)[None]
+        mirrored = codes[:, -2::-1] * signs
+        return jnp.concatenate([codes, mirrored], 1) if isinstance(codes, jax.Array) else np.hstack([codes, mirrored])
+
+    def _score(self, codes: jax.Array) -> jax.Array:
+        return super()._score(self.unfold(codes))
+
+    def _score_flips(self, codes: jax.Array) -> jax.Array:
+        flipped = codes[:, None] * (1 - 2 * jnp.eye(self.chips, dtype=codes.dtype))[None]
+        return self._score(flipped.reshape(-1, self.chips)).reshape(codes.shape)
+
+    def soft_score(self, x: jax.Array) -> jax.Array:
+        return super().soft_score(self.unfold(x))
+
+    def exact(self, code: np.ndarray) -> fractions.Fraction:
+        return super().exact(self.unfold(code[None])[0])
+
+    def class_ids(self, codes: np.ndarray) -> list[str]:
+        return PulseCompression(self.length).class_ids(self.unfold(codes))
+
+    def from_text(self, texts: Sequence[str]) -> np.ndarray:
+        full = super().from_text(texts)[None]
+        code = full[:, : self.chips]
+        if not np.array_equal(self.unfold(code), full):
+            raise ValueError(f"sequence {texts[0]} is not skew-symmetric.")
+        return code[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,12 +370,15 @@ class ComplementarySet(Problem):
 
 
 PROBLEMS: dict[str, type[Problem]] = {
-    kind.name: kind for kind in (PulseCompression, ComplementaryPair, ComplementarySet)
+    "mmf": PulseCompression,
+    "mmf_skew": SkewPulseCompression,
+    "ob_zcp": ComplementaryPair,
+    "mocss": ComplementarySet,
 }
 
 
 def problem(name: str, length: int, **parameters: Any) -> Problem:
-    """The problem `mmf` (`goal`), `ob_zcp` (`kind`) or `mocss` (`flocks`, `sequences`) at one length.
+    """The problem `mmf` or `mmf_skew` (`goal`), `ob_zcp` (`kind`) or `mocss` (`flocks`, `sequences`) at one length.
 
     Raises:
         ValueError: if the name or a parameter is unknown, or the length is impossible.

@@ -53,9 +53,14 @@ class _Networks:
 
 @dataclasses.dataclass(frozen=True)
 class _Game:
+    problem: Problem
     config: ProposerConfig
     generator: Definition
     discriminator: Definition
+
+    def judged(self, weights: Weights, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """D's logits and ratings, float32 `[B]` each, of codes `[B, L]`."""
+        return merge(self.discriminator, weights).outputs(self.problem.unfold(codes.astype(jnp.float32)))
 
 
 class Proposer:
@@ -66,7 +71,7 @@ class Proposer:
         self._problem = problem
         generator, generator_weights = split(Recombiner(rngs, problem.chips))
         discriminator, discriminator_weights = split(CorrelationDiscriminator(rngs, problem.shape, spectral=False))
-        self._game = _Game(config, generator, discriminator)
+        self._game = _Game(problem, config, generator, discriminator)
         self._networks = _Networks(
             generator_weights,
             discriminator_weights,
@@ -114,7 +119,7 @@ def _children(game: _Game, weights: Weights, first: jax.Array, second: jax.Array
 
 @functools.partial(jax.jit, static_argnums=0)
 def _likings(game: _Game, weights: Weights, codes: jax.Array) -> jax.Array:
-    logits, ratings = merge(game.discriminator, weights).outputs(codes.astype(jnp.float32))
+    logits, ratings = game.judged(weights, codes)
     return ratings - game.config.adversarial * jax.nn.softplus(-logits)
 
 
@@ -142,17 +147,16 @@ def _step(
     codes, real, first, second = (x.astype(jnp.float32) for x in (codes, real, first, second))
 
     def judging(weights: Weights, fake: jax.Array) -> jax.Array:
-        discriminator = merge(game.discriminator, weights)
-        error = ((discriminator.outputs(codes)[1] - worth) ** 2).mean()
+        error = ((game.judged(weights, codes)[1] - worth) ** 2).mean()
         if not config.adversarial:
             return error
-        on_real = discriminator(real + config.noise * jax.random.normal(real_key, real.shape))
-        on_fake = discriminator(fake + config.noise * jax.random.normal(fake_key, fake.shape))
+        on_real, _ = game.judged(weights, real + config.noise * jax.random.normal(real_key, real.shape))
+        on_fake, _ = game.judged(weights, fake + config.noise * jax.random.normal(fake_key, fake.shape))
         return error + config.adversarial * (jax.nn.softplus(-on_real) + jax.nn.softplus(on_fake)).mean()
 
     def pleasing(weights: Weights) -> tuple[jax.Array, jax.Array]:
         children, shift = merge(game.generator, weights)(first, second, child_key)
-        logits, ratings = merge(game.discriminator, networks.discriminator).outputs(children)
+        logits, ratings = game.judged(networks.discriminator, children)
         liking = ratings - config.adversarial * jax.nn.softplus(-logits)
         return config.restraint * shift - liking.mean(), children
 

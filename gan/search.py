@@ -115,7 +115,7 @@ class _Search:
 
     def _shifted(self, codes: np.ndarray) -> np.ndarray:
         """The codes, one in ten with its sequences rotated by one chip."""
-        sequences = codes.reshape(len(codes), -1, self._problem.length).copy()
+        sequences = codes.reshape(len(codes), *self._problem.shape[:-1], -1).copy()
         draw = self._rng.random(len(codes))
         for direction, chosen in ((1, draw < 0.05), (-1, draw > 0.95)):
             sequences[chosen] = np.roll(sequences[chosen], direction, axis=-1)

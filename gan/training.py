@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from typing import Any, Literal
 
 import jax
@@ -85,6 +86,10 @@ class Gan:
     def __init__(self, problem: Problem, config: GanConfig, mesh: Mesh | None = None) -> None:
         if mesh is not None and config.batch % mesh.size:
             raise ValueError(f"`batch` {config.batch} cannot be split over {mesh.size} devices; use a multiple.")
+        if config.head == "correlation" and problem.chips != math.prod(problem.shape):
+            raise ValueError(
+                f"The correlation head needs all chips of a code, but those of {problem} are folded: use raw."
+            )
         self.problem, self.config, self._mesh = problem, config, mesh
         rngs = nnx.Rngs(config.seed)
         self._generator, self._generator_weights = split(_generator(rngs, problem, config))

@@ -75,6 +75,13 @@ def code_group(length: int) -> SymmetryGroup:
 
 
 @functools.cache
+def sign_group(length: int) -> SymmetryGroup:
+    """Negate, alternate signs s_i (-1)^i: order 4, or less at length 1."""
+    plain, plus = np.arange(length), np.ones(length, np.int8)
+    return _closure([(plain, -plus), (plain, np.where(plain % 2, -1, 1).astype(np.int8))])
+
+
+@functools.cache
 def pair_group(length: int) -> SymmetryGroup:
     """Swap, negate each, reverse each, alternate both: order 64. They keep |A(u)| of a pair."""
     plain, plus = np.arange(2 * length), np.ones(2 * length, np.int8)

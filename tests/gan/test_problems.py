@@ -87,7 +87,7 @@ def test_soft_score_agrees_on_codes_and_has_the_gradient_of_finite_differences(
 @pytest.mark.parametrize(
     ("arguments", "parameters", "message"),
     [
-        (("golomb", 8), {}, "must be one of mmf, ob_zcp, mocss"),
+        (("golomb", 8), {}, "must be one of mmf, mmf_skew, ob_zcp, mocss"),
         (("ob_zcp", 8), {}, "needs an odd length"),
         (("ob_zcp", 9), {"kind": 3}, "`kind` is 3"),
         (("mocss", 8), {"flocks": 3}, "no more flocks than sequences"),
