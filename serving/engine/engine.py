@@ -8,6 +8,7 @@ one each, until a stop token or the length limit ends it. `abort` drops it betwe
 import dataclasses
 from collections.abc import Callable, Iterable
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -98,6 +99,10 @@ class Engine:
         logits = self._runner.forward(step_inputs(plan, bucket, self._runner.layout, self._max_pages), bucket)
         choosing = {row: sequence for row, sequence, count in rows if sequence.pending == count}
         sampled = self._sampler(logits, choosing) if choosing else {}
+        if not choosing:
+            # Nothing read the logits: waited for all the same, or all chunks of a long prompt would be dispatched at
+            # once and whoever arrives meanwhile would wait for the last of them.
+            jax.block_until_ready(logits)
         for _, sequence, count in rows:
             self._scheduler.computed(sequence, count)
         return [self._emit(sequence, sampled[row]) for row, sequence in choosing.items()]

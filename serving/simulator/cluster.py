@@ -4,6 +4,7 @@ import dataclasses
 import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from serving.conductor import ClusterView, Conductor, ConductorConfig, Placement, Rejection
 from serving.simulator.cache import EVICTIONS, NodeCache
@@ -13,7 +14,11 @@ from serving.simulator.nodes import CoupledNode, DecodeSide, Nic, PrefillSide, t
 from serving.simulator.performance import Performance
 from serving.simulator.recorder import Recorder
 from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome
+from serving.workload.prompts import prompt_tokens
 from serving.workload.requests import Trace, TraceRequest
+
+if TYPE_CHECKING:
+    from serving.simulator.engine_node import EngineNode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,8 @@ class ClusterConfig:
         eviction: one of `EVICTIONS`.
         layer_wise: load, pull and hand over KV layer by layer, hidden behind prefill.
         max_batch: sequences that one node decodes at once.
-        chunk: tokens of prefill per iteration of a coupled node; 0 = prefill first.
+        chunk: tokens of prefill per iteration of a coupled node; 0 = prefill first, or, where the performance was
+            calibrated from an engine, that engine's own scheduler (its batch and pages then rule, not `max_batch`).
         failures: (seconds, node) of nodes that die, and `joins` of nodes that start only then. Nodes are numbered
             through the prefill pool and then the decode pool.
     """
@@ -106,22 +112,18 @@ class Simulation:
         self._outcomes: dict[int, RequestOutcome] = {}
         self._flights: dict[int, Flight] = {}
         self._prefill_s = self._wasted_s = 0.0
-        self._prefills = 0
-        self.hits_by_tier = {"host": 0, "ssd": 0, "remote": 0}
+        self._engines = bool(config.coupled and performance.engine and not config.chunk)
+        tiers = ("device",) if self._engines else ("host", "ssd", "remote")
+        self.hits_by_tier = dict.fromkeys(tiers, 0)
         self.nics = [Nic() for _ in range(config.nodes)]
         self._build()
 
     def _build(self) -> None:
         config, performance = self.config, self._performance
         self.caches = [NodeCache(config.host_blocks, config.ssd_blocks, config.eviction) for _ in self.nics]
-        self.prefill: list[PrefillSide | CoupledNode] = []
-        self.decode: list[DecodeSide] = []
-        coupled = [
-            CoupledNode(
-                f"c{i}", i, performance, config.max_batch, self.at, self._decoded, cache, self._prefilled, config.chunk
-            )
-            for i, cache in enumerate(self.caches[: config.coupled])
-        ]
+        self.prefill: list[PrefillSide | CoupledNode | EngineNode] = []
+        self.decode: list[DecodeSide | EngineNode] = []
+        coupled = [self._coupled(index) for index in range(config.coupled)]
         if coupled:
             self.prefill.extend(coupled)
             self.decode.extend(coupled)
@@ -139,6 +141,28 @@ class Simulation:
             if node not in late:
                 self._join(node, 0.0)
         self.conductor = Conductor(config.conductor, self.view, performance.costs)
+
+    def _coupled(self, index: int) -> "CoupledNode | EngineNode":
+        config, performance, cache = self.config, self._performance, self.caches[index]
+        if not self._engines:
+            return CoupledNode(
+                f"c{index}",
+                index,
+                performance,
+                config.max_batch,
+                self.at,
+                self._decoded,
+                cache,
+                self._prefilled,
+                config.chunk,
+            )
+        # Here and not above: the engine's scheduler brings JAX with it, which no other node needs.
+        from serving.simulator.engine_node import EngineNode
+
+        def prompt(request: TraceRequest) -> tuple[int, ...]:
+            return prompt_tokens(request, self.view.block_size)
+
+        return EngineNode(f"c{index}", index, performance, self.at, self._decoded, cache, self._prefilled, prompt)
 
     def at(self, time: float, handler: Callable[[int, float], None], argument: int) -> None:
         """Calls `handler(argument, time)` when the clock gets there."""
@@ -210,7 +234,8 @@ class Simulation:
         node = self.prefill[placement.prefill]
         flight = Flight(request, placement)
         self._flights[request.id] = flight
-        self._count_hits(flight, node.cache)
+        if not self._engines:
+            self._count_hits(flight, node.cache)
         if placement.source is not None:
             seconds = self._performance.costs.transfer_s(placement.pulled_tokens)
             flight.pulled_s = transfer(self.nics[placement.source], self.nics[placement.prefill], seconds, now)
@@ -235,7 +260,7 @@ class Simulation:
         hits["host"] += local - flight.ssd_tokens
         hits["remote"] += placement.pulled_tokens
 
-    def _rank(self, node: PrefillSide | CoupledNode) -> None:
+    def _rank(self, node: "PrefillSide | CoupledNode | EngineNode") -> None:
         if node.index in self.view.prefill_order:
             load = node.free_at_s if isinstance(node, PrefillSide) else float(node.assigned)
             self.view.prefill_order.set(node.index, load)
@@ -245,15 +270,17 @@ class Simulation:
         load = decode.assign(flight, -1)
         if decode.index in self.view.decode_order:
             self.view.decode_order.set(decode.index, load)
-        if isinstance(decode, CoupledNode):
-            self._rank(decode)
+        if self.view.coupled:
+            self._rank(self.prefill[decode.index])
 
     def _prefilled(self, flight: Flight, now: float) -> None:
         request, placement = flight.request, flight.placement
         node = self.prefill[placement.prefill]
         self._rank(node)
         self._prefill_s += flight.compute_s
-        self._prefills += 1
+        if self._engines:
+            # An engine finds out only now what its pages still hold.
+            self.hits_by_tier["device"] += placement.reused_tokens
         flight.first_token_s = now
         decodes = request.output_tokens > 1
         refused = self.conductor.prefill_done(request, flight.prefill_s, placement.reused_tokens, decodes, now)
@@ -265,7 +292,7 @@ class Simulation:
             if refused is not None:
                 self._wasted_s += flight.compute_s
             self._end(request, COMPLETED if refused is None else REJECTED, now, flight)
-        elif isinstance(decode, CoupledNode):
+        elif self.view.coupled:
             decode.join(flight, now)
         else:
             self.at(self._handover_s(flight, now), self._arrived, request.id)

@@ -1,0 +1,106 @@
+"""Flags of the scripts that measure an engine in this process, under one name and one meaning."""
+
+import os
+from collections.abc import Callable
+
+import jax
+from absl import app, flags
+from tqdm import tqdm
+
+from experiments.common import flags as common
+from experiments.common import model_flags
+from experiments.common.engine_calibration import CalibrationOptions
+from model.checkpoints import CheckpointError, load
+from model.config import ConfigError
+from model.transformer import split
+from serving.engine import Engine, EngineConfig, EngineError
+from serving.simulator.steps import EngineModel, StepModel
+
+MODEL = flags.DEFINE_string("model", "bench-58m", "HF or Orbax folder, or a preset (random weights).")
+PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "Tokens per page of KV.", lower_bound=4)
+NUM_PAGES = flags.DEFINE_integer("num_pages", 768, "Pages of KV.", lower_bound=1)
+MAX_BATCH = flags.DEFINE_integer("max_batch", 16, "Most sequences that decode in one step.", lower_bound=1)
+TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 256, "Most tokens computed in one step.", lower_bound=1)
+MAX_PREFILL_ROWS = flags.DEFINE_integer("max_prefill_rows", 8, "Most prompts in one step.", lower_bound=1)
+MAX_MODEL_LEN = flags.DEFINE_integer("max_model_len", 2048, "Most tokens of a request, prompt and answer.")
+CORES = flags.DEFINE_integer("cores", 1, "CPU cores of the engine; 0 = all, which --clock=cpu cannot time.")
+CLOCK = flags.DEFINE_enum(
+    "clock", "wall", ["wall", "cpu"], "cpu: a clock that stands still while other processes have the core."
+)
+NETWORK_BANDWIDTH = flags.DEFINE_float("network_bandwidth", 1.25e9, "Of an instance's NIC, bytes/s.", lower_bound=1.0)
+SSD_BANDWIDTH = flags.DEFINE_float("ssd_bandwidth", 2e9, "Of an instance's SSD, bytes/s.", lower_bound=1.0)
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache", ".jax_cache", "Folder that keeps compiled steps for the next start; empty keeps none."
+)
+
+
+def engine_config() -> EngineConfig:
+    """The engine that the flags ask for. Raises `EngineError`."""
+    return EngineConfig(
+        page_size=PAGE_SIZE.value,
+        num_pages=NUM_PAGES.value,
+        max_batch=MAX_BATCH.value,
+        token_budget=TOKEN_BUDGET.value,
+        max_prefill_rows=MAX_PREFILL_ROWS.value,
+        max_model_len=MAX_MODEL_LEN.value,
+        seed=common.SEED.value,
+    )
+
+
+def pin() -> None:
+    """Keeps this process, and so the engine, on `--cores` cores. Call it before JAX makes its threads."""
+    if CLOCK.value == "cpu" and CORES.value != 1:
+        raise app.UsageError(f"--clock=cpu --cores={CORES.value}: CPU time is a clock on one core only; use --cores=1.")
+    if CORES.value and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < CORES.value:
+            raise app.UsageError(f"--cores={CORES.value}, but this process may use {len(cores)}; ask for fewer.")
+        os.sched_setaffinity(0, cores[-CORES.value :])
+
+
+def make_engine(repeats: int) -> tuple[Engine, CalibrationOptions]:
+    """The engine, loaded and warmed up with progress, and how to calibrate it."""
+    if COMPILATION_CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE.value)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        config, model = load(MODEL.value, None, model_flags.DTYPE.value, common.SEED.value)
+        engine = Engine(config, model, engine_config())
+    except (CheckpointError, ConfigError, EngineError) as error:
+        raise app.UsageError(str(error)) from error
+    with tqdm(desc="compiling steps", unit="step") as bar:
+        engine.warm_up(_advance(bar))
+    options = CalibrationOptions(
+        clock=CLOCK.value,
+        repeats=repeats,
+        seed=common.SEED.value,
+        kv_bytes=config.kv_bytes_per_token(split(model)[1][0].dtype),
+        layers=config.num_layers,
+        network_bandwidth=NETWORK_BANDWIDTH.value,
+        ssd_bandwidth=SSD_BANDWIDTH.value,
+        source=f"{MODEL.value} on {CORES.value or 'all'} core(s), {CLOCK.value} clock",
+    )
+    return engine, options
+
+
+def engine_sizes(engine: Engine) -> EngineModel:
+    """The sizes of `engine`, with no steps measured yet."""
+    sizes = engine_config()
+    return EngineModel(
+        page_size=sizes.page_size,
+        num_pages=engine.stats().pages_total,
+        max_batch=sizes.max_batch,
+        token_budget=sizes.token_budget,
+        max_prefill_rows=sizes.max_prefill_rows,
+        max_model_len=engine.max_model_len,
+        prefix_cache=sizes.prefix_cache,
+        steps=StepModel((), 0.0, 0.0, 0.0, 0.0),
+    )
+
+
+def _advance(bar: tqdm) -> Callable[[int, int], None]:
+    def advance(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return advance

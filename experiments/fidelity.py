@@ -1,0 +1,175 @@
+"""How far is the simulator from the engine? Serve a trace live, simulate the same, and print both and their distance.
+
+    python -m experiments.fidelity --trace=trace.jsonl --shrink=16 --speed=0.7 --out=out/fidelity
+    python -m experiments.fidelity --trace=trace.jsonl --shrink=16 --calibration=out/calibrate/calibration.json
+
+Without a calibration the engine is measured first: the grid of `calibrate`, and the first `--calibration_requests` of
+the trace. What is compared is the slice after those, served in open loop by the engine in this process. `error` is
+simulated over live; `spread` is how far the live runs are from one another, below which no error means anything; a
+machine that computes faster or slower than when it was calibrated shows in `step_speed`, and `error_at_speed` is the
+error left once every simulated step is scaled by that one number.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+from tqdm import tqdm
+
+from experiments.common import engine_flags, results
+from experiments.common import flags as common
+from experiments.common.engine_calibration import CalibrationOptions, calibrate
+from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples
+from experiments.common.process import with_huge_pages
+from serving.engine import Engine
+from serving.simulator.calibration import StepSample, errors
+from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.dry_engine import DryEngine
+from serving.simulator.errors import SimulatorError
+from serving.simulator.performance import Performance, read_performance, write_performance
+from serving.simulator.steps import EngineModel, StepModel
+from serving.workload.errors import TraceError
+from serving.workload.outcomes import RequestOutcome, totals
+from serving.workload.requests import Trace
+from serving.workload.resize import fitting, part, shrink
+from serving.workload.server import compare
+from serving.workload.traces import read_trace
+
+TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
+START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
+REQUESTS = flags.DEFINE_integer("requests", 200, "Requests to compare.", lower_bound=1)
+CALIBRATION_REQUESTS = flags.DEFINE_integer("calibration_requests", 60, "Requests before those, to calibrate on.")
+SHRINK = flags.DEFINE_integer("shrink", 16, "Divides the tokens of the trace.", lower_bound=1)
+SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
+CALIBRATION = flags.DEFINE_string("calibration", None, "What `calibrate` wrote, instead of measuring.")
+RUNS = flags.DEFINE_integer("runs", 3, "Live runs; medians count.", lower_bound=1)
+TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 2.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.25, "Limit of TBT.", lower_bound=1e-9)
+
+
+class SimulatedEngine:
+    """The simulator's coupled node as a `TraceServer`."""
+
+    def __init__(self, performance: Performance) -> None:
+        self._performance = performance
+
+    def serve(self, trace: Trace) -> Sequence[RequestOutcome]:
+        config = ClusterConfig(prefill=0, decode=0, coupled=1)
+        return Simulation(config, self._performance).run(trace).outcomes
+
+
+def _traces() -> tuple[Trace | None, Trace]:
+    """The slice to calibrate on, if one is wanted, and the slice to compare."""
+    trace = read_trace(
+        TRACE.value, start=START.value, speed=SPEED.value, jitter_s=JITTER_S.value, seed=common.SEED.value
+    )
+    trace = fitting(shrink(trace, SHRINK.value), engine_flags.MAX_MODEL_LEN.value)
+    first = 0 if CALIBRATION.value else CALIBRATION_REQUESTS.value
+    return part(trace, 0, first) if first else None, part(trace, first, REQUESTS.value)
+
+
+def _performance(engine: Engine, options: CalibrationOptions, trace: Trace | None) -> Performance:
+    sizes = engine_flags.engine_sizes(engine)
+    if CALIBRATION.value is None:
+        return calibrate(engine, sizes, options, trace).performance
+    performance = read_performance(CALIBRATION.value)
+    if performance.engine is None or dataclasses.replace(performance.engine, steps=sizes.steps) != sizes:
+        raise SimulatorError(f"{CALIBRATION.value} was not made for an engine of {sizes}; give the same flags to both.")
+    return performance
+
+
+def _scaled(performance: Performance, speed: float) -> Performance:
+    """With every step `speed` times as long."""
+    if performance.engine is None:
+        return performance
+    steps = performance.engine.steps
+    shapes = tuple((d, r, t, seconds * speed) for d, r, t, seconds in steps.shapes)
+    rates = {field.name: getattr(steps, field.name) * speed for field in dataclasses.fields(steps)[1:]}
+    engine = dataclasses.replace(performance.engine, steps=StepModel(shapes, **rates))
+    return dataclasses.replace(performance, engine=engine)
+
+
+def _summary(outcomes: Sequence[RequestOutcome]) -> dict[str, Any]:
+    return totals(outcomes, TTFT_SLO_S.value, TBT_SLO_S.value)
+
+
+def _median(runs: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Median of every total over the runs, and its spread (largest less smallest over the median)."""
+    middle, spread = {}, {}
+    for name, value in runs[0].items():
+        if isinstance(value, dict):
+            middle[name], spread[name] = _median([run[name] for run in runs])
+        elif value is None:
+            middle[name] = spread[name] = None
+        else:
+            values = [run[name] for run in runs]
+            middle[name] = statistics.median(values)
+            spread[name] = (max(values) - min(values)) / middle[name] if middle[name] else 0.0
+    return middle, spread
+
+
+def _flat(summary: dict[str, Any]) -> dict[str, Any]:
+    return {row["metric"]: row["live"] for row in compare(summary, summary)}
+
+
+def _serve_live(engine: Engine, model: EngineModel, trace: Trace) -> tuple[dict[str, Any], list[StepSample], float]:
+    """Totals of one run, its steps on the chosen clock, and wall over CPU seconds of those."""
+    with tqdm(total=len(trace.requests), desc="live", unit="request") as bar:
+        live = LiveEngine(
+            engine, CLOCKS[engine_flags.CLOCK.value], seed=common.SEED.value, progress=lambda n: bar.update(n - bar.n)
+        )
+        outcomes = live.serve(trace)
+    samples = step_samples(DryEngine(model), live.steps, engine_flags.CLOCK.value)
+    disturbance = sum(step.wall_s for step in live.steps) / sum(step.cpu_s for step in live.steps)
+    return _summary(outcomes), samples, disturbance
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"Unexpected arguments {argv[1:]}; all settings are flags.")
+    with_huge_pages()
+    engine_flags.pin()
+    out = common.out_folder("fidelity")
+    meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
+    try:
+        calibration_trace, trace = _traces()
+        engine, options = engine_flags.make_engine(repeats=2)
+        performance = _performance(engine, options, calibration_trace)
+        write_performance(out / "calibration.json", performance)
+        model = performance.engine
+        assert model is not None
+        runs = [_serve_live(engine, model, trace) for _ in range(RUNS.value)]
+        samples = [sample for _, steps, _ in runs for sample in steps]
+        predicted = [model.steps.seconds(sample.work) for sample in samples]
+        step_speed = sum(sample.seconds for sample in samples) / sum(predicted)
+        live, spread = _median([summary for summary, _, _ in runs])
+        simulated = _summary(SimulatedEngine(performance).serve(trace))
+        at_speed = _summary(SimulatedEngine(_scaled(performance, step_speed)).serve(trace))
+    except (TraceError, SimulatorError) as error:
+        raise app.UsageError(str(error)) from error
+    rows = compare(live, simulated)
+    spreads = _flat(spread)
+    for row, scaled in zip(rows, compare(live, at_speed), strict=True):
+        row |= {"spread": spreads[row["metric"]], "error_at_speed": scaled["error"]}
+    busy = sum(sample.seconds for sample in samples) / (RUNS.value * live["duration_s"])
+    notes = {
+        "requests": len(trace.requests),
+        "live_runs": RUNS.value,
+        "clock": engine_flags.CLOCK.value,
+        "utilisation": busy,
+        "steps": len(samples) // RUNS.value,
+        "step_speed": step_speed,
+        "step_error": errors(predicted, [sample.seconds for sample in samples]),
+        "wall_over_cpu": statistics.median(disturbance for _, _, disturbance in runs),
+        "compiles_after_warm_up": engine.stats().compiles_after_warm_up,
+    }
+    results.print_table(rows, f"{trace.name}: {', '.join(trace.notes) or 'read as it is'}; {performance.source}")
+    results.print_table([notes])
+    results.write_result(out, meta, rows, notes)
+
+
+if __name__ == "__main__":
+    app.run(main)

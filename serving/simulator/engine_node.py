@@ -1,0 +1,181 @@
+"""A coupled node that runs the engine's own scheduler: chunked prefill beside decodes within one token budget.
+
+`CoupledNode` approximates any engine in closed form; this one is ours, step for step, with the cost of each step's
+shape. Runs of decode steps that differ only in their contexts are still one event.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from serving.simulator.batch import Schedule
+from serving.simulator.cache import NodeCache
+from serving.simulator.dry_engine import DryEngine, Progress, engine_request
+from serving.simulator.errors import SimulatorError
+from serving.simulator.flight import Flight
+from serving.simulator.gaps import Progression, iterations_within, longest_mean, progression_sum
+from serving.simulator.performance import Performance
+from serving.simulator.steps import StepWork
+from serving.workload.requests import TraceRequest
+
+# A sleeping engine wakes a little after an arrival, and finds everything that arrived with it.
+_WAKE_S = 1e-4
+
+
+@dataclasses.dataclass(slots=True)
+class _Member:
+    flight: Flight
+    last_token_s: float = 0.0
+    gaps: list[Progression] = dataclasses.field(default_factory=list)
+
+
+class EngineNode:
+    """An engine as the cluster sees it. A `PrefillInstance` and a `DecodeInstance`."""
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        performance: Performance,
+        at: Schedule,
+        finished: Callable[[Flight, float], None],
+        cache: NodeCache,
+        prefilled: Callable[[Flight, float], None],
+        prompt: Callable[[TraceRequest], tuple[int, ...]],
+    ) -> None:
+        if performance.engine is None:
+            raise SimulatorError("This performance model has no engine in it; calibrate one.")
+        self.name, self.index, self.cache = name, index, cache
+        self.costs, self.times = performance.costs, performance.decode_times
+        self.kv_capacity_tokens = 1 << 60  # An engine queues whatever it cannot hold yet.
+        self.busy_s = 0.0
+        self.assigned = self.assigned_tokens = 0
+        self.present = self.present_tokens = 0
+        self._at, self._finished, self._prefilled, self._prompt = at, finished, prefilled, prompt
+        self._model = performance.engine
+        self._engine = DryEngine(self._model)
+        self._members: dict[str, _Member] = {}
+        self._prompts_s = 0.0
+        self._queued = 0
+        self._start_s = 0.0
+        self._first, self._step, self._planned = 0.0, 0.0, 0
+        self._version = 0
+        self._awake = False
+
+    @property
+    def queued(self) -> int:
+        return self._queued
+
+    def queue_s(self, now: float, order: float) -> float:
+        """Work of the prompts that are not computed yet; the engine orders them by arrival."""
+        del now, order
+        return self._prompts_s
+
+    def pull_wait_s(self, now: float, source: int) -> float:
+        """Coupled nodes never pull."""
+        del now, source
+        return float("inf")
+
+    def assign(self, flight: Flight, sign: int) -> float:
+        """Counts a promise (+1) or its end (-1); returns the load that orders decode instances: predicted TBT, s."""
+        self.assigned += sign
+        self.assigned_tokens += sign * flight.request.input_tokens
+        return self.times.decode_s(self.assigned, self.assigned_tokens)
+
+    def enqueue(self, flight: Flight, now: float) -> None:
+        request = flight.request
+        self._members[str(request.id)] = _Member(flight)
+        self._prompts_s += flight.placement.predicted_prefill_s
+        self._queued += 1
+        self._engine.add(
+            engine_request(
+                request.id, self._prompt(request), request.output_tokens, request.arrival_s, request.priority
+            )
+        )
+        if not self._awake:
+            self._awake = True
+            self._at(now + _WAKE_S, self._begin, self._version)
+        elif self._planned:
+            done = iterations_within(self._first, self._step, now - self._start_s) + 1
+            if done < self._planned:
+                self._run(done)
+
+    def join(self, flight: Flight, now: float) -> None:
+        """The prompt is computed and the request decodes on: the engine has it in its batch already."""
+        del now
+        self.present += 1
+        self.present_tokens += flight.request.input_tokens
+
+    def fail(self) -> list[Flight]:
+        """Drops everything; returns what was here."""
+        lost = [member.flight for member in self._members.values()]
+        self._members.clear()
+        self._engine = DryEngine(self._model)
+        self._version += 1
+        self._planned, self._awake = 0, False
+        self._prompts_s, self._queued = 0.0, 0
+        self.present = self.present_tokens = 0
+        return lost
+
+    def _begin(self, version: int, now: float) -> None:
+        """Plans the next step, or sleeps."""
+        if version != self._version:
+            return
+        work = self._engine.plan()
+        self._start_s, self._planned = now, 0
+        if work is None:
+            self._awake = False
+            return
+        self._first, self._step = self._seconds(work)
+        self._run(self._engine.steps_alike())
+
+    def _seconds(self, work: StepWork) -> tuple[float, float]:
+        """Seconds of a step, and by how much each step alike that follows is longer."""
+        return self._model.steps.seconds(work), self._model.steps.decode_token * work.decodes
+
+    def _run(self, steps: int) -> None:
+        self._planned = steps
+        self._version += 1
+        self._at(self._start_s + progression_sum(self._first, self._step, steps), self._ended, self._version)
+
+    def _ended(self, version: int, now: float) -> None:
+        if version != self._version:
+            return
+        steps = self._planned
+        self.busy_s += progression_sum(self._first, self._step, steps)
+        for progress in self._engine.complete(steps):
+            self._progressed(progress, steps, now)
+        self._begin(version, now)
+
+    def _progressed(self, progress: Progress, steps: int, now: float) -> None:
+        member = self._members[progress.request_id]
+        flight = member.flight
+        if progress.first:
+            self._first_token(flight, progress.cached_tokens, now)
+        else:
+            stall_s = self._start_s - member.last_token_s
+            if stall_s > 0:
+                member.gaps.append((self._first + stall_s, 0.0, 1))
+                member.gaps.append((self._first + self._step, self._step, steps - 1))
+            else:
+                member.gaps.append((self._first, self._step, steps))
+        member.last_token_s = now
+        if progress.finished:
+            del self._members[progress.request_id]
+            if not progress.first:
+                self.present -= 1
+                self.present_tokens -= flight.request.input_tokens
+                flight.tbt_s = longest_mean(member.gaps, max(1, (flight.request.output_tokens - 1) // 10))
+                self._finished(flight, now)
+
+    def _first_token(self, flight: Flight, cached_tokens: int, now: float) -> None:
+        self._queued -= 1
+        self._prompts_s = self._prompts_s - flight.placement.predicted_prefill_s if self._queued else 0.0
+        flight.compute_s = flight.prefill_s = self.costs.prefill_s(flight.request.input_tokens, cached_tokens)
+        flight.started_s = now - flight.prefill_s
+        flight.placement = dataclasses.replace(flight.placement, reused_tokens=cached_tokens)
+        joined = self.present
+        self._prefilled(flight, now)
+        if flight.request.output_tokens > 1 and self.present == joined:
+            # Refused after its prefill.
+            del self._members[str(flight.request.id)]
+            self._engine.abort(str(flight.request.id))

@@ -1,0 +1,183 @@
+"""A simulated engine plans what the engine plans, and skips what needs no planning."""
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from model.config import ModelConfig
+from model.transformer import Transformer
+from serving.conductor import ConductorConfig
+from serving.engine import Engine, EngineConfig
+from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.dry_engine import DryEngine, engine_request
+from serving.simulator.errors import SimulatorError
+from serving.simulator.performance import Performance, mooncake_a800, read_performance, write_performance
+from serving.simulator.steps import EngineModel, StepModel, StepWork
+from serving.workload.outcomes import COMPLETED, tbt_s
+from serving.workload.prompts import prompt_tokens
+from serving.workload.requests import Trace, TraceRequest
+from tests.serving.simulator.test_equivalence import SIZE, random_trace
+
+TINY = ModelConfig.from_hf(
+    {
+        "model_type": "llama",
+        "vocab_size": 97,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+    }
+)
+
+
+def engine_model(**sizes: int | bool) -> EngineModel:
+    """Shapes cost about what their padding suggests."""
+    defaults = {"page_size": 8, "num_pages": 40, "max_batch": 4, "token_budget": 24, "max_prefill_rows": 2}
+    fields = defaults | {"max_model_len": 128, "prefix_cache": True} | sizes
+    dry = DryEngine(EngineModel(**fields, steps=StepModel((), 0.0, 0.0, 0.0, 0.0)))
+    shapes = tuple(
+        (b.decode_rows, b.prefill_rows, b.prefill_tokens, 1e-3 + 1e-4 * b.tokens + 1e-5 * b.prefill_rows)
+        for b in dry.shapes
+    )
+    return EngineModel(**fields, steps=StepModel(shapes, 1e-4, 3e-6, 2e-5, 1e-8))
+
+
+def performance_of(model: EngineModel) -> Performance:
+    return dataclasses.replace(mooncake_a800(), engine=model)
+
+
+@pytest.mark.parametrize(("pages", "preempts"), [(64, False), (14, True)])
+def test_every_step_is_the_one_that_the_engine_computes(pages: int, preempts: bool) -> None:
+    model = engine_model(num_pages=pages)
+    sizes = EngineConfig(page_size=8, num_pages=pages, max_batch=4, token_budget=24, max_prefill_rows=2)
+    engine, dry = Engine(TINY, Transformer(TINY, nnx.Rngs(0)), sizes), DryEngine(model)
+    rng = np.random.default_rng(pages)
+    texts = rng.integers(3, 97, (6, 128))
+    coming = [
+        engine_request(i, texts[rng.integers(6), : rng.integers(1, 80)].tolist(), int(rng.integers(1, 25)), float(i))
+        for i in range(40)
+    ]
+    finished = 0
+    while coming or engine.has_work:
+        for _ in range(int(rng.integers(0, 3))):
+            if coming:
+                request = coming.pop()
+                engine.add(request)
+                dry.add(request)
+        events = engine.step()
+        assert (dry.plan() is None) == (not engine.stats().steps or not (events or engine.has_work or dry.has_work))
+        progress = dry.complete()
+        assert [(e.request_id, e.finish_reason is not None, e.cached_tokens) for e in events] == [
+            (p.request_id, p.finished, p.cached_tokens) for p in progress
+        ]
+        finished += sum(p.finished for p in progress)
+    assert finished == 40
+    assert not dry.has_work
+    assert bool(engine.stats().preemptions) == preempts
+    assert dry.preemptions == engine.stats().preemptions
+
+
+def serve_step_by_step(trace: Trace, model: EngineModel) -> list[tuple[float, float, float | None, int]]:
+    """(time of the first token, of the last, TBT, hit tokens) of each request, one engine step after the other."""
+    dry = DryEngine(model)
+    coming, now, stamps, hits = list(trace.requests), 0.0, {}, {}
+    while coming or dry.has_work:
+        if not dry.has_work:
+            now = max(now, coming[0].arrival_s + 1e-4)
+        while coming and coming[0].arrival_s <= now:
+            r = coming.pop(0)
+            dry.add(engine_request(r.id, prompt_tokens(r, trace.block_size), r.output_tokens, r.arrival_s))
+            stamps[r.id] = []
+        work = dry.plan()
+        assert work is not None
+        now += model.steps.seconds(work)
+        for progress in dry.complete():
+            stamps[int(progress.request_id)].append(now)
+            hits[int(progress.request_id)] = progress.cached_tokens
+    result = []
+    for r in trace.requests:
+        gaps = np.diff(stamps[r.id]).tolist()
+        result.append((stamps[r.id][0], stamps[r.id][-1], tbt_s(gaps), hits[r.id]))
+    return result
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_runs_of_steps_equal_single_steps(seed: int) -> None:
+    rng = random.Random(seed)
+    trace = random_trace(rng, 60, rng.choice([5.0, 30.0, 200.0]))
+    requests = tuple(
+        dataclasses.replace(
+            r, input_tokens=min(r.input_tokens, 900), block_ids=r.block_ids[: -(-min(r.input_tokens, 900) // SIZE)]
+        )
+        for r in trace.requests
+    )
+    trace = dataclasses.replace(trace, requests=requests)
+    pages = rng.choice([140, 1000])
+    model = engine_model(
+        page_size=16, num_pages=pages, max_batch=rng.choice([1, 5, 16]), token_budget=64, max_model_len=2048
+    )
+    result = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(model)).run(trace)
+    for outcome, (first_s, last_s, expected_tbt_s, hit) in zip(
+        result.outcomes, serve_step_by_step(trace, model), strict=True
+    ):
+        assert outcome.outcome == COMPLETED
+        assert outcome.hit_tokens == hit
+        assert outcome.ttft_s == pytest.approx(first_s - outcome.arrival_s, rel=1e-9)
+        assert outcome.finished_s == pytest.approx(last_s, rel=1e-9)
+        assert outcome.tbt_s == (None if expected_tbt_s is None else pytest.approx(expected_tbt_s, rel=1e-7))
+    assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
+
+
+def test_decoding_alone_is_one_event_whatever_its_length() -> None:
+    model = engine_model(num_pages=1000, max_model_len=4096)
+    requests = (TraceRequest(0, 0.0, 100, 2000), TraceRequest(1, 0.0, 50, 3000))
+    result = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(model)).run(Trace("two", requests))
+    assert all(outcome.outcome == COMPLETED for outcome in result.outcomes)
+    # Two arrivals, one waking, seven chunks of at most 24 tokens, two runs of decode steps.
+    assert result.events <= 14
+
+
+def test_engines_behind_one_conductor_share_nothing_and_lose_nothing() -> None:
+    trace = random_trace(random.Random(5), 200, 40.0)
+    model = engine_model(page_size=16, num_pages=2000, max_batch=8, token_budget=512, max_model_len=32_768)
+    conductor = ConductorConfig(placement="cache_aware", admission="baseline")
+    config = ClusterConfig(0, 0, coupled=3, conductor=conductor, failures=((2.0, 1),))
+    first, again = (Simulation(config, performance_of(model)).run(trace) for _ in range(2))
+    assert first == again
+    assert [outcome.id for outcome in first.outcomes] == [request.id for request in trace.requests]
+    assert {outcome.outcome for outcome in first.outcomes} <= {"completed", "rejected", "failed"}
+
+
+def test_an_engine_without_work_is_empty() -> None:
+    simulation = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(engine_model(max_model_len=128)))
+    requests = tuple(TraceRequest(i, 0.01 * i, 5 + i, 1 + i) for i in range(30))
+    simulation.run(Trace("short", requests))
+    node = simulation.decode[0]
+    assert (node.assigned, node.assigned_tokens, node.present, node.present_tokens) == (0, 0, 0, 0)
+
+
+def test_a_calibrated_engine_survives_its_file(tmp_path) -> None:
+    performance = performance_of(engine_model())
+    write_performance(tmp_path / "calibration.json", performance, {"command": "calibrate"})
+    assert read_performance(tmp_path / "calibration.json") == performance
+
+
+def test_a_shape_that_was_not_measured_is_an_error() -> None:
+    model = engine_model()
+    with pytest.raises(SimulatorError, match=r"No step of shape \(9, 0, 0\)"):
+        model.steps.seconds(StepWork((9, 0, 0), 9, 100, 0, 0, 0))
+
+
+def test_prompts_share_exactly_what_their_blocks_share() -> None:
+    one = prompt_tokens(TraceRequest(0, 0.0, 20, 1, (7, 8, 9)), 8)
+    two = prompt_tokens(TraceRequest(1, 0.0, 18, 1, (7, 8, 4)), 8)
+    assert len(one) == 20
+    assert one[:16] == two[:16]
+    assert one[16:18] != two[16:18]
+    assert prompt_tokens(TraceRequest(0, 0.0, 20, 1), 8) != prompt_tokens(TraceRequest(1, 0.0, 20, 1), 8)
