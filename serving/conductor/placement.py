@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 
-from serving.conductor.directory import CacheDirectory, members
+from kvcache.prefix_index import PrefixIndex, members
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import TimeModel
 from serving.conductor.load_order import LoadOrder
@@ -42,7 +42,7 @@ class ClusterView:
     coupled: bool = False
     prefill_order: LoadOrder = dataclasses.field(default_factory=LoadOrder)
     decode_order: LoadOrder = dataclasses.field(default_factory=LoadOrder)
-    directory: CacheDirectory = dataclasses.field(default_factory=CacheDirectory)
+    directory: PrefixIndex = dataclasses.field(default_factory=PrefixIndex)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class PrefillInstance(Protocol):
 
     Attributes:
         name: unique in the cluster.
-        index: its bit in the `CacheDirectory` and its place in `ClusterView.prefill`.
+        index: its bit in the `PrefixIndex` and its place in `ClusterView.prefill`.
     """
 
     name: str

@@ -242,7 +242,7 @@ class Simulation:
         if request.block_ids and self.config.host_blocks:
             directory = self.view.directory
             directory.add(node.index, request.block_ids)
-            if lost := node.cache.touch(request.block_ids):
+            if lost := node.cache.touch(request.block_ids, now):
                 directory.remove(node.index, lost)
         decode = self.decode[placement.decode]
         self.view.decode_order.set(decode.index, decode.assign(flight, 1))

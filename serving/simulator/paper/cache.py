@@ -31,7 +31,7 @@ def capacity_hit_rate(trace: Trace, blocks: int) -> float:
             matched += 1
         hits += min(matched * trace.block_size, request.input_tokens)
         held.update(request.block_ids)
-        held.difference_update(cache.touch(request.block_ids))
+        held.difference_update(cache.touch(request.block_ids, request.arrival_s))
     return hits / sum(request.input_tokens for request in trace.requests)
 
 

@@ -3,13 +3,13 @@
 import itertools
 import random
 
-from serving.conductor.directory import CacheDirectory, members
+from kvcache.prefix_index import PrefixIndex, members
 
 
 def test_match_equals_brute_force_on_random_prompts() -> None:
     rng = random.Random(0)
     instances = 70
-    directory = CacheDirectory()
+    directory = PrefixIndex()
     held: list[set[int]] = [set() for _ in range(instances)]
     for _ in range(10_000):
         start = rng.randrange(40)
@@ -31,7 +31,7 @@ def test_match_equals_brute_force_on_random_prompts() -> None:
 
 
 def test_groups_come_longest_first_and_are_disjoint() -> None:
-    directory = CacheDirectory()
+    directory = PrefixIndex()
     directory.add(0, [1, 2, 3])
     directory.add(1, [1])
     directory.add(2, [2, 3])
