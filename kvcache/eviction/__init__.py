@@ -1,4 +1,4 @@
-"""Which block leaves a tier: one interface, and the policies by name. Pure Python, shared by live pools and simulators."""
+"""Which block leaves a tier: one interface, and the policies by name. Live pools and simulators share them."""
 
 from collections.abc import Callable
 

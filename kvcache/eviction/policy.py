@@ -1,4 +1,4 @@
-"""What every eviction policy is: an order over the blocks of one tier, with pins. It owns no data and reads no clock."""
+"""What every eviction policy is: an order over the blocks of one tier, with pins. Owns no data, reads no clock."""
 
 import abc
 from collections.abc import Hashable, Iterator, Sequence
@@ -148,7 +148,7 @@ class EvictionPolicy(abc.ABC):
     def _leave(self, key: Hashable) -> None:
         """Takes a block out of the order."""
 
-    def _evicted(self, key: Hashable) -> None:
+    def _evicted(self, key: Hashable) -> None:  # noqa: B027 - most policies have no such memory
         """A block that `_next` gave is gone; policies with a memory of evicted blocks note it here."""
 
 

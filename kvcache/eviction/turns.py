@@ -50,7 +50,7 @@ class Turns(EvictionPolicy):
     age) by Gittins index. Nothing is known at first, and then this is LRU.
 
     Blocks of one kind and prompt are one group, so a use costs O(1) amortised and an eviction O(log(kinds x ages)).
-    Times are seconds. Kinds come from `access`; single blocks inserted or touched count as continuing the prompt before.
+    Times are seconds. Kinds come from `access`; blocks inserted or touched singly count to the prompt before.
     """
 
     # Uses between two rankings, and blocks remembered after eviction as a multiple of the capacity.

@@ -1,6 +1,6 @@
 """The KVCache of one node: host memory and SSD, in blocks; an eviction policy per tier."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from kvcache.eviction import POLICIES, eviction_policy
 
@@ -15,7 +15,7 @@ class NodeCache:
         self._host = eviction_policy(eviction, max(1, host_blocks))
         self._ssd = eviction_policy(eviction, max(1, ssd_blocks))
 
-    def touch(self, blocks: Sequence[int], now: float) -> list[int]:
+    def touch(self, blocks: Sequence[Hashable], now: float) -> list[Hashable]:
         """Puts a prompt's blocks into host memory, and returns blocks that left the node for good."""
         host, ssd = self._host, self._ssd
         if len(ssd):
@@ -23,7 +23,7 @@ class NodeCache:
                 if block in ssd:
                     ssd.remove(block)
         host.access(blocks, now)
-        lost = []
+        lost: list[Hashable] = []
         while len(host) > self._host_limit:
             block = host.evict()
             if self._ssd_limit:
@@ -34,12 +34,12 @@ class NodeCache:
             lost.append(ssd.evict())
         return lost
 
-    def on_ssd(self, blocks: Iterable[int]) -> int:
+    def on_ssd(self, blocks: Iterable[Hashable]) -> int:
         """How many of `blocks` are on SSD only."""
         ssd = self._ssd
         return sum(block in ssd for block in blocks) if len(ssd) else 0
 
-    def clear(self) -> list[int]:
+    def clear(self) -> list[Hashable]:
         """Loses everything; returns what was there."""
         lost = [*self._host, *self._ssd]
         for tier in (self._host, self._ssd):

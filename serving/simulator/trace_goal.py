@@ -6,8 +6,9 @@ import statistics
 from attention_offload.costs.knobs import Knobs
 from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.planner.goals import Goal
+from kvcache.eviction import LRU
 from serving.conductor import SLO
-from serving.simulator.paper.cache import capacity_hit_rate
+from serving.simulator.hit_rates import replay_hits
 from serving.workload.requests import Trace
 
 
@@ -28,7 +29,7 @@ def trace_goal(
         slo.ttft_s,
         slo.tbt_s,
         attainment=attainment,
-        hit_rate=capacity_hit_rate(trace, blocks) if blocks else 0.0,
+        hit_rate=replay_hits(trace, LRU(blocks)).rate if blocks else 0.0,
         demand_rps=trace_rps(trace),
         dispersion=arrival_dispersion(trace, workload.mean_generated * slo.tbt_s),
         knobs=knobs,
