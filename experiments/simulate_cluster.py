@@ -28,12 +28,14 @@ from serving.simulator.recorder import Recorder, hottest_blocks
 from serving.workload.errors import TraceError
 from serving.workload.outcomes import totals, write_requests
 from serving.workload.requests import Trace
+from serving.workload.resize import shrink
 from serving.workload.traces import read_trace
 
 TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
 SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
 LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
 START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
+SHRINK = flags.DEFINE_integer("shrink", 1, "Divides the tokens of the trace, for a small engine.", lower_bound=1)
 JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
 PREFILL = flags.DEFINE_integer("prefill", 8, "Prefill nodes.", lower_bound=0)
 DECODE = flags.DEFINE_integer("decode", 8, "Decode nodes.", lower_bound=0)
@@ -167,7 +169,7 @@ def main(argv: Sequence[str]) -> None:
             jitter_s=JITTER_S.value,
             seed=SEED.value,
         )
-        _simulate(trace, out, meta, started_cpu_s)
+        _simulate(shrink(trace, SHRINK.value), out, meta, started_cpu_s)
     except (
         TraceError,
         ConductorError,

@@ -112,6 +112,7 @@ class Simulation:
         self._outcomes: dict[int, RequestOutcome] = {}
         self._flights: dict[int, Flight] = {}
         self._prefill_s = self._wasted_s = 0.0
+        self._too_long = 0
         self._engines = bool(config.coupled and performance.engine and not config.chunk)
         tiers = ("device",) if self._engines else ("host", "ssd", "remote")
         self.hits_by_tier = dict.fromkeys(tiers, 0)
@@ -204,13 +205,18 @@ class Simulation:
             self._prefill_s,
             self._wasted_s,
             self.hits_by_tier,
-            dict(self.conductor.rejections),
+            self.conductor.rejections | ({"request too long": self._too_long} if self._too_long else {}),
             self.conductor.estimator.errors(),
             handled + len(trace.requests),
             self.config.nodes * duration_s / 3600,
         )
 
     def _arrive(self, request: TraceRequest, now: float) -> None:
+        engine = self._performance.engine if self._engines else None
+        if engine is not None and not engine.fits(request.input_tokens, request.output_tokens):
+            self._too_long += 1
+            self._end(request, REJECTED, now)
+            return
         decision = self.conductor.schedule(request, now)
         if isinstance(decision, Placement):
             self._launch(request, decision, now)

@@ -75,6 +75,12 @@ class EngineModel:
     prefix_cache: bool
     steps: StepModel
 
+    def fits(self, input_tokens: int, output_tokens: int) -> bool:
+        """Whether the engine would ever serve such a request; it refuses others when they come."""
+        total = input_tokens + output_tokens
+        # The last token needs no KV.
+        return total <= self.max_model_len and -(-(total - 1) // self.page_size) <= self.num_pages
+
     @classmethod
     def from_json(cls, fields: dict) -> "EngineModel":
         """From what `dataclasses.asdict` made of one. Raises KeyError, TypeError or ValueError for anything else."""

@@ -10,7 +10,7 @@ from flax import nnx
 from model.config import ModelConfig
 from model.transformer import Transformer
 from serving.conductor import ConductorConfig
-from serving.engine import Engine, EngineConfig
+from serving.engine import Engine, EngineConfig, RequestRefusedError
 from serving.simulator.cluster import ClusterConfig, Simulation
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.simulator.errors import SimulatorError
@@ -181,3 +181,23 @@ def test_prompts_share_exactly_what_their_blocks_share() -> None:
     assert one[:16] == two[:16]
     assert one[16:18] != two[16:18]
     assert prompt_tokens(TraceRequest(0, 0.0, 20, 1), 8) != prompt_tokens(TraceRequest(1, 0.0, 20, 1), 8)
+
+
+def test_what_the_engine_refuses_the_simulator_rejects() -> None:
+    for model in (engine_model(), engine_model(num_pages=9)):
+        requests = []
+        for prompt, outputs in ((1, 1), (100, 28), (100, 29), (129, 1), (128, 1), (72, 1), (72, 2), (73, 1), (60, 13)):
+            request = TraceRequest(len(requests), len(requests) * 9.0, prompt, outputs, ())
+            requests.append(request)
+            try:
+                DryEngine(model).add(engine_request(request.id, [5] * prompt, outputs, 0.0))
+                refused = False
+            except RequestRefusedError:
+                refused = True
+            assert model.fits(prompt, outputs) is not refused
+        config = ClusterConfig(prefill=0, decode=0, coupled=2)
+        result = Simulation(config, performance_of(model)).run(Trace("t", tuple(requests), SIZE))
+        served = [outcome.outcome == COMPLETED for outcome in result.outcomes]
+        assert served == [model.fits(request.input_tokens, request.output_tokens) for request in requests]
+        assert result.rejections == {"request too long": served.count(False)}
+        assert 0 < sum(served) < len(served)
