@@ -47,6 +47,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 2048,
         "first_k_dense_replace": 3,
+        "quantization_config": {"quant_method": "fp8"},
     },
 }
 

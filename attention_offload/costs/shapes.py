@@ -100,8 +100,8 @@ class ModelShape:
         """Reads a Hugging Face `config.json` (dict, file or folder): any decoder, also those that `model/` cannot run.
 
         Families other than `model.config.MODEL_TYPES` count as a gated decoder with the fields that they share with
-        Llama; multi-head latent attention (DeepSeek) is recognised by `kv_lora_rank`. Raises `OffloadError` naming the
-        fields that are missing.
+        Llama; multi-head latent attention (DeepSeek) is recognised by `kv_lora_rank`. A `quantization_config` sets the
+        formats of weights and KV. Raises `OffloadError` naming the fields that are missing, or an unknown format.
         """
         if not isinstance(source, Mapping):
             path = pathlib.Path(source)
@@ -111,11 +111,15 @@ class ModelShape:
             return cls.from_hf(json.loads(path.read_text()), name or path.parent.name)
         hf = source.get("text_config", source)
         name = name or str(hf.get("model_type", "model"))
+        quantisation = source.get("quantization_config") or hf.get("quantization_config") or {}
+        hf = {key: value for key, value in hf.items() if key != "quantization_config"}
         if hf.get("kv_lora_rank"):
-            return _latent_attention(hf, name)
-        if hf.get("model_type") in MODEL_TYPES and not hf.get("quantization_config"):
-            return cls.from_config(ModelConfig.from_hf(hf), name)
-        return cls.from_config(ModelConfig.from_hf(_as_llama(hf)), name)
+            shape = _latent_attention(hf, name)
+        elif hf.get("model_type") in MODEL_TYPES:
+            shape = cls.from_config(ModelConfig.from_hf(hf), name)
+        else:
+            shape = cls.from_config(ModelConfig.from_hf(_as_llama(hf)), name)
+        return shape.quantised(*_stored_formats(quantisation, name))
 
     @property
     def weight_bytes(self) -> float:
@@ -175,6 +179,31 @@ class ModelShape:
     def quantised(self, weights: str | None = None, kv: str | None = None) -> "ModelShape":
         """The same model with its weights and its KV in other formats; None keeps what there is."""
         return dataclasses.replace(self, weight_format=weights or self.weight_format, kv_format=kv or self.kv_format)
+
+
+# Formats of the weights by `quant_method`, where the method leaves no choice.
+_METHODS = {"fp8": "float8_e4m3fn", "fbgemm_fp8": "float8_e4m3fn", "mxfp4": "float4_e2m1fn", "awq": "int4"}
+_FORMATS = {("float", 8): "float8_e4m3fn", ("float", 4): "float4_e2m1fn", ("int", 8): "int8", ("int", 4): "int4"}
+
+
+def _stored_formats(quantisation: Mapping[str, Any], name: str) -> tuple[str | None, str | None]:
+    """Formats of weights and KV that a `quantization_config` names; None where it leaves them alone."""
+    method = quantisation.get("quant_method")
+    if not method:
+        return None, None
+    groups = quantisation.get("config_groups", {}).values()
+    scheme = next((group["weights"] for group in groups if group.get("weights")), quantisation)
+    bits = scheme.get("num_bits") or scheme.get("bits")
+    if bits is None and method == "bitsandbytes":
+        bits = 4 if quantisation.get("load_in_4bit") else 8
+    weights = _METHODS.get(method) or _FORMATS.get((scheme.get("type", "int"), bits))
+    if weights is None:
+        raise OffloadError(
+            f"The config of `{name}` is quantised by `{method}` with {bits} bits, whose size is not known here. Leave "
+            "`quantization_config` out and set the format by hand."
+        )
+    cache = quantisation.get("kv_cache_scheme")
+    return weights, _FORMATS.get((cache.get("type", "float"), cache.get("num_bits"))) if cache else None
 
 
 _SHARED_FIELDS = (

@@ -14,6 +14,7 @@ from attention_offload.planner.space import Space
 PAYS, EVEN, DOES_NOT = "pays", "about even", "does not pay"
 # Gains within this are within what the model's assumptions are good for.
 _EVEN = 0.05
+_POOLS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,13 @@ def weigh(
     """
     alone = Space(shapes, devices, attention_counts=(), expert_counts=(), helpers=())
     pools = Space(
-        shapes, devices, in_flight=(2,), partitions=("sequence",), helpers=(), attention_devices=attention_devices
+        shapes,
+        devices,
+        attention_counts=_POOLS,
+        in_flight=(2,),
+        partitions=("sequence",),
+        helpers=(),
+        attention_devices=attention_devices,
     )
     coupled = rate_decode(goal, alone)
     offloaded = [(one, split) for one in rate_decode(goal, pools) if (split := _split(one))]

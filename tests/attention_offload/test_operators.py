@@ -192,3 +192,33 @@ def _scaled(device: Device, k: float) -> Device:
         memory_bandwidth=k * device.memory_bandwidth,
         link_bandwidth=k * device.link_bandwidth,
     )
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "weights", "kv"),
+    [
+        (None, "bfloat16", "bfloat16"),
+        ({"quant_method": "fp8"}, "float8_e4m3fn", "bfloat16"),
+        ({"quant_method": "awq", "bits": 4}, "int4", "bfloat16"),
+        ({"quant_method": "gptq", "bits": 8}, "int8", "bfloat16"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "int4", "bfloat16"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
+                "kv_cache_scheme": {"num_bits": 8, "type": "float"},
+            },
+            "float8_e4m3fn",
+            "float8_e4m3fn",
+        ),
+    ],
+)
+def test_formats_of_a_quantised_config(quantisation: dict | None, weights: str, kv: str) -> None:
+    shape = ModelShape.from_hf(dict(PRESETS["llama3-8b"]) | {"quantization_config": quantisation})
+    assert (shape.weight_format, shape.kv_format) == (weights, kv)
+
+
+def test_an_unknown_quantisation_is_a_clear_error() -> None:
+    config = dict(PRESETS["llama3-8b"]) | {"quantization_config": {"quant_method": "hqq", "bits": 3}}
+    with pytest.raises(OffloadError, match="`llama` is quantised by `hqq` with 3 bits, whose size is not known"):
+        ModelShape.from_hf(config)
