@@ -1,4 +1,7 @@
-"""Lamina's tables and figures, the paper's numbers beside ours: `python -m experiments.lamina_paper --table=all`."""
+"""Lamina's tables and figures, the paper's numbers beside ours: `python -m experiments.lamina_paper --table=all`.
+
+Table 4 needs the public traces: `--traces=Azure-Conv=azure_conv.csv,Kimi-Conv=conversation_trace.jsonl`.
+"""
 
 import dataclasses
 import pathlib
@@ -8,14 +11,33 @@ from typing import Any
 
 from absl import app, flags
 
+from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.errors import OffloadError
 from attention_offload.paper.comparison import PaperTable
+from attention_offload.paper.setups import TRACES as PAPER_TRACES
 from attention_offload.paper.tables import NAMES, paper_table
 from experiments.common.flags import SEED, out_folder
 from experiments.common.plots import save_curves
 from experiments.common.results import print_table, start_meta, write_result
+from serving.workload.errors import TraceError
+from serving.workload.traces import read_trace
 
 TABLES = flags.DEFINE_list("table", ["all"], f"Which to compute: all, or some of {', '.join(NAMES)}.")
+
+TRACES = flags.DEFINE_list("traces", [], f"Traces at hand, as name=file; names: {', '.join(PAPER_TRACES)}.")
+
+
+def _read_traces() -> dict[str, tuple[int, DecodeWorkload]]:
+    """Requests and lengths of the traces given, by the paper's name."""
+    found = {}
+    for entry in TRACES.value:
+        name, _, path = entry.partition("=")
+        if name not in PAPER_TRACES or not path:
+            raise app.UsageError(f"--traces={entry}: use name=file, with a name of {', '.join(PAPER_TRACES)}.")
+        requests = read_trace(path).requests
+        lengths = [(request.input_tokens, request.output_tokens) for request in requests]
+        found[name] = len(requests), DecodeWorkload.from_lengths(name, lengths)
+    return found
 
 
 def _save_plots(out: pathlib.Path, table: PaperTable) -> None:
@@ -36,11 +58,15 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; use --table=.")
     out = out_folder("lamina_paper")
-    meta = start_meta({"table": TABLES.value}, SEED.value)
+    meta = start_meta({"table": TABLES.value, "traces": TRACES.value}, SEED.value)
     rows, curves = [], []
+    try:
+        traces = _read_traces()
+    except TraceError as error:
+        raise app.UsageError(str(error)) from error
     for name in NAMES if TABLES.value == ["all"] else TABLES.value:
         try:
-            table = paper_table(name, {})
+            table = paper_table(name, traces)
         except OffloadError as error:
             raise app.UsageError(str(error)) from error
         rows += _rows(name, table)

@@ -30,7 +30,10 @@ def figure_2(knobs: Knobs) -> PaperTable:
     shape = paper_shape("llama3-70b")
     rows = [
         at_most(
-            f"MFU at B = {batch}, {tp} devices", 0.20, flops_utilisation(shape, COMPUTE, tp, batch, knobs), "§2.2.1"
+            f"MFU at B = {batch}, {tp} devices",
+            0.20,
+            flops_utilisation(shape, COMPUTE, tp, batch, knobs),
+            f"§2.2.1; reading weights at the full bandwidth would give {batch / COMPUTE.ridge():.0%}",
         )
         for tp in (2, 4, 8)
         for batch in (64, 99)
