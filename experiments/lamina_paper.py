@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     rows, curves = [], []
     try:
         traces = _read_traces()
-    except TraceError as error:
+    except (TraceError, OffloadError) as error:
         raise app.UsageError(str(error)) from error
     for name in NAMES if TABLES.value == ["all"] else TABLES.value:
         try:

@@ -183,7 +183,12 @@ class ModelShape:
 
 # Formats of the weights by `quant_method`, where the method leaves no choice.
 _METHODS = {"fp8": "float8_e4m3fn", "fbgemm_fp8": "float8_e4m3fn", "mxfp4": "float4_e2m1fn", "awq": "int4"}
-_FORMATS = {("float", 8): "float8_e4m3fn", ("float", 4): "float4_e2m1fn", ("int", 8): "int8", ("int", 4): "int4"}
+_FORMATS: Mapping[tuple[str, int | None], str] = {
+    ("float", 8): "float8_e4m3fn",
+    ("float", 4): "float4_e2m1fn",
+    ("int", 8): "int8",
+    ("int", 4): "int4",
+}
 
 
 def _stored_formats(quantisation: Mapping[str, Any], name: str) -> tuple[str | None, str | None]:
