@@ -33,7 +33,7 @@ def replay(out: pathlib.Path, trace: pathlib.Path, *arguments: str) -> subproces
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -100,6 +100,6 @@ def test_a_server_that_dies_is_told_with_its_last_words(tiny_model: pathlib.Path
     with ServerProcess(tiny_model, tmp_path / "log", *SERVER_FLAGS) as server:
         server.check()
         os.kill(server.pid, 9)
-        server.exit_code(timeout_s=30)
+        server.exit_code(timeout_s=300)
         with pytest.raises(ServerDiedError, match=r"killed by signal 9(.|\n)*compiling steps 1/(.|\n)*Serving tiny at"):
             server.check()
