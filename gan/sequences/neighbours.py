@@ -14,11 +14,12 @@ from gan.sequences import complementary, levinson, sir_kernel
 def sir_of_flips(codes: jax.Array) -> jax.Array:
     """SIR after chip n alone is flipped, float32 `[B, N]` of codes int8 `[B, N]`."""
     if sir_kernel.usable():
-        return jax.lax.platform_dependent(codes, cpu=sir_kernel.sir_of_flips, default=_sir_of_flips)
-    return _sir_of_flips(codes)
+        return jax.lax.platform_dependent(codes, cpu=sir_kernel.sir_of_flips, default=sir_of_flips_xla)
+    return sir_of_flips_xla(codes)
 
 
-def _sir_of_flips(codes: jax.Array) -> jax.Array:
+def sir_of_flips_xla(codes: jax.Array) -> jax.Array:
+    """`sir_of_flips` in plain JAX, for any device."""
     batch, length = codes.shape
     s = codes.astype(jnp.float32)
     padded = _padded(s)

@@ -13,7 +13,7 @@ from gan.sequences.pulse_compression import sir, sir_gradient
 
 needs_kernel = pytest.mark.skipif(sir_kernel.unavailable() is not None, reason="the machine has no C++ compiler")
 IMPLEMENTATIONS = {"xla": levinson.sir_xla, "cpu": sir_kernel.sir}
-FLIPS = {"xla": neighbours._sir_of_flips, "cpu": sir_kernel.sir_of_flips}
+FLIPS = {"xla": neighbours.sir_of_flips_xla, "cpu": sir_kernel.sir_of_flips}
 implementations = pytest.mark.parametrize("name", ["xla", pytest.param("cpu", marks=needs_kernel)])
 
 

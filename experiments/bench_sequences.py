@@ -1,0 +1,109 @@
+"""Evaluations of codes per core-second, by implementation: `python -m experiments.bench_sequences --length=59`.
+
+An evaluation is the score of one complete code. `score` takes unrelated codes; `flips` takes all single-chip flips of a
+code at once, and each counts. `cpu kernel` is the C++ kernel, `xla` what other devices run, `numpy` float64, `exact` in
+rationals, one code after the other. A search is timed whole, with its bookkeeping. On a CPU the processor seconds of
+all threads count, so that a core lent to another process does not; the fastest of the repeats is shown. On an
+accelerator seconds are those of the clock, of one device.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from experiments.common.flags import SEED, out_folder
+from experiments.common.results import print_table, start_meta, write_result
+from gan.baselines import METHODS
+from gan.problems import Problem, problem
+from gan.sequences import levinson, neighbours, pulse_compression, sir_kernel
+
+_LENGTH = flags.DEFINE_multi_integer("length", [59], "Chips of the codes of mmf.", lower_bound=3)
+_BATCH = flags.DEFINE_integer("batch", 16_384, "Codes of one call.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each.", lower_bound=1)
+_BUDGET = flags.DEFINE_integer("budget", 500_000, "Evaluations of each timed search; 0 times none.", lower_bound=0)
+
+Case = tuple[str, str, str, int, Callable[[], object]]  # problem, what, implementation, evaluations, call
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    jax.block_until_ready(call())  # the first call compiles
+    times = []
+    for _ in range(_REPEATS.value):
+        start = clock()
+        jax.block_until_ready(call())
+        times.append(clock() - start)
+    return min(times)
+
+
+def _pulse_compression(length: int) -> Iterator[Case]:
+    searched, rng = problem("mmf", length), np.random.default_rng(SEED.value)
+    host = searched.random(rng, _BATCH.value)
+    few = host[: max(1, _BATCH.value // length)]
+    codes, centres = jax.device_put(host), jax.device_put(few)
+    score: dict[str, Callable[..., object]] = {"xla": levinson.sir_xla}
+    flips: dict[str, Callable[..., object]] = {"xla": neighbours.sir_of_flips_xla}
+    if sir_kernel.usable():
+        score["cpu kernel"], flips["cpu kernel"] = sir_kernel.sir, sir_kernel.sir_of_flips
+    for name, function in score.items():
+        yield str(searched), "score", name, len(host), functools.partial(jax.jit(function), codes)
+    for name, function in flips.items():
+        yield str(searched), "flips", name, few.size, functools.partial(jax.jit(function), centres)
+    yield str(searched), "score", "numpy", len(host), lambda: pulse_compression.sir(host)
+    yield str(searched), "score", "exact", 2, lambda: searched.values(host[:2])
+
+
+def _others() -> Iterator[Case]:
+    rng = np.random.default_rng(SEED.value)
+    for searched in (problem("ob_zcp", 17), problem("mocss", 16), problem("mocss", 8, flocks=4, sequences=4)):
+        host = searched.random(rng, _BATCH.value)
+        few = host[: max(1, _BATCH.value // searched.chips)]
+        codes, centres = jax.device_put(host), jax.device_put(few)
+        yield str(searched), "score", "xla", len(host), functools.partial(searched.score, codes)
+        yield str(searched), "flips", "xla", few.size, functools.partial(searched.score_flips, centres)
+
+
+def _searches(length: int) -> Iterator[Case]:
+    searched: Problem = problem("mmf", length)
+    for name, method in METHODS.items():
+        yield str(searched), "search", name, _BUDGET.value, functools.partial(_spent, method, searched)
+
+
+def _spent(method: Callable[..., object], searched: Problem) -> None:
+    method(searched, _BUDGET.value, SEED.value)
+
+
+def _row(case: Case) -> dict[str, Any]:
+    searched, what, implementation, evaluations, call = case
+    seconds = _seconds(call)
+    return {
+        "problem": searched,
+        "what": what,
+        "implementation": implementation,
+        "evaluations": evaluations,
+        "core_s": seconds,
+        "evaluations_per_core_s": evaluations / seconds,
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+    out = out_folder("bench_sequences")
+    config = {"lengths": _LENGTH.value, "batch": _BATCH.value, "repeats": _REPEATS.value, "budget": _BUDGET.value}
+    meta = start_meta(config, SEED.value)
+    rows = [_row(case) for length in _LENGTH.value for case in _pulse_compression(length)]
+    rows += [_row(case) for case in _others()]
+    if _BUDGET.value:
+        rows += [_row(case) for length in _LENGTH.value for case in _searches(length)]
+    print_table(rows, "Evaluations per core-second")
+    write_result(out, meta, rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
