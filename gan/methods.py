@@ -1,11 +1,6 @@
-"""Every search method under its name, called as `METHODS[name](problem, budget, seed, progress, stop_at=None)`."""
+"""Every search method under its name."""
 
-from collections.abc import Callable
+from gan import baselines, paper_search, search
+from gan.baselines.driver import Search
 
-from gan import paper_search, search
-from gan.ledger import SearchResult
-
-METHODS: dict[str, Callable[..., SearchResult]] = {
-    "hpgan": search.run,
-    "hpgan_paper": paper_search.run,
-}
+METHODS: dict[str, Search] = {"hpgan": search.run, "hpgan_paper": paper_search.run, **baselines.METHODS}

@@ -6,6 +6,7 @@ scores all single-chip flips of that many elites of each island, and the best fl
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -135,7 +136,7 @@ def _children(
     rates = jnp.asarray(settings.mutations)
     rate = rates[(choices[:, :, 1] * len(settings.mutations)).astype(jnp.int32)] / chips
     child = jnp.where((words & 0xFFFF).astype(jnp.float32) < rate * 2.0**16, -child, child)
-    child = child.reshape(islands, count, -1, problem.length)
+    child = child.reshape(islands, count, math.prod(problem.shape[:-1]), -1)
     choices = choices[..., None]
     shifted = jnp.where(choices[:, :, 3] < 0.5, jnp.roll(child, 1, -1), jnp.roll(child, -1, -1))
     child = jnp.where(choices[:, :, 2] < settings.shift, shifted, child)
