@@ -18,7 +18,7 @@ from gan.methods import METHODS
 from gan.problems import Problem, problem
 from gan.sequences.codes import from_text
 from gan.sequences.families import legendre_rotations
-from gan.training import Codec, Gan, GanConfig
+from gan.training import CODECS, Gan, GanConfig
 
 Verdict = Literal["reproduced", "order only", "not reproduced"]
 
@@ -125,7 +125,7 @@ def ablation(
     searched: Problem,
     budget: int,
     seeds: Sequence[int],
-    codecs: Sequence[Codec],
+    codecs: Sequence[str],
     losses: Sequence[str],
     report: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
@@ -134,7 +134,8 @@ def ablation(
     Guidance pays two evaluations per code of a training batch.
     """
     start = max(100, budget // 5)
-    for codec, loss, guidance in itertools.product(codecs, losses, (0.0, 1.0)):
+    chosen = [codec for codec in CODECS if codec in codecs]
+    for codec, loss, guidance in itertools.product(chosen, losses, (0.0, 1.0)):
         report(f"{codec}, {loss}, guidance {guidance:g}")
         gan = GanConfig(codec=codec, loss=loss, guidance=guidance, batch=64)
         config = paper_search.PaperConfig(start=start, elites=start // 4, steps=20, samples=budget // 20, gan=gan)
