@@ -1,0 +1,65 @@
+"""The bench of paged attention from the command line, on sizes that take no time."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments.common.attention_speed import Case, cases
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+TINY = ["--batch=2", "--context=40", "--q_heads=4", "--kv_heads=2", "--head_dim=64", "--page_size=16", "--repeats=2"]
+SIZES = {"batch": 2, "context": 40, "q_heads": 4, "kv_heads": 2, "head_dim": 64, "page_size": 16}
+
+
+def run(out, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.bench_paged_attention", f"--out={out}", *TINY, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_every_backend_and_size_has_a_row_and_agrees_with_xla(tmp_path):
+    done = run(tmp_path, "--backend=auto,xla,jax_triton", "--dtype=float32", "--query_len=1,7")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    keys = [(row["query_len"], row["backend"]) for row in result["rows"]]
+    assert keys == [(1, "auto"), (1, "xla"), (7, "auto"), (7, "xla")]
+    for row in result["rows"]:
+        assert SIZES.items() <= row.items()
+        assert row["time_s"] > 0
+        assert row["fraction_of_ceiling"] > 0
+        # Tens of float32 roundings of results of order 1.
+        assert row["max_difference"] < 1e-5
+        assert row["gb_s"] == pytest.approx(row["bytes"] / row["time_s"] / 1e9)
+    assert "GPU" in result["totals"]["left_out"]["jax_triton"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--backend=triton", "is unknown"),
+        ("--backend=mosaic_gpu", "run it on a gpu"),
+        ("--q_heads=3", "not a multiple of"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path, argument, message):
+    done = run(tmp_path, argument)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_work_of_a_case():
+    (case,) = cases(dtype=["bfloat16"], query_len=[3], **{name: [size] for name, size in SIZES.items()})
+    assert case.bytes == 2 * 2 * 40 * 2 * 64 * 2
+    assert case.flops == 2 * 4 * (38 + 39 + 40) * 4 * 64
+    quantized = Case("int8", query_len=1, **SIZES)
+    assert quantized.bytes == 2 * 2 * 40 * 2 * (64 + 4)
