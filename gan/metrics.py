@@ -75,7 +75,7 @@ def novelty(split: Split, samples: np.ndarray) -> Novelty:
     hits = samples[problem.is_hit(score_in_buckets(problem, samples))]
     hashed, first = np.unique(hash_codes(hits), return_index=True)
     distinct = hits[first]
-    classes = set(problem.class_ids(distinct)) - split.train_classes
+    classes = set(problem.class_ids(distinct) if len(distinct) else ()) - split.train_classes
     return Novelty(
         samples=len(samples),
         valid=len(hits),

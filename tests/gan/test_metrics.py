@@ -51,3 +51,11 @@ def test_everything_recalls_everything_once(optimal: np.ndarray, split: metrics.
 def test_a_split_needs_two_classes(optimal: np.ndarray) -> None:
     with pytest.raises(ValueError, match="leaves one side"):
         metrics.split_by_class(PAIR, PAIR.orbit(optimal[0]), seed=0)
+
+
+def test_samples_without_a_hit_are_worth_nothing() -> None:
+    mocss = problem("mocss", 4)
+    codes = all_codes(16)
+    split = metrics.split_by_class(mocss, codes[np.asarray(mocss.score(codes)) == 0], seed=0)
+    worth = metrics.novelty(split, np.ones((3, 16), np.int8))
+    assert (worth.samples, worth.valid, worth.distinct, worth.novel, worth.held_out_recall) == (3, 0, 0, 0, 0.0)
