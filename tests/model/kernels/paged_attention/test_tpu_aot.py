@@ -1,0 +1,88 @@
+"""The TPU kernels, compiled for chips that are not here: does Mosaic take them, what memory and traffic they cost."""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tests.model.kernels.paged_attention import cases
+from tests.model.kernels.paged_attention.tpu_cases import CHUNKS, DECODES, write_then_attend_in_every_layer
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="no libtpu, the compiler for TPUs: pip install '.[tpu-aot]'"
+)
+every_chip = pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_tpu_here():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        patch.setenv("TPU_LOG_DIR", "disabled")
+        # What is compiled for a device that is not here can be stored, but not read back.
+        cached = jax.config.jax_enable_compilation_cache
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+        jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
+
+
+def compile_for(chip: str, function, arguments, donate: tuple[int, ...] = ()):
+    """`function` compiled for one device of `chip`; `arguments(sharding)` makes the shapes of its arguments."""
+    devices = topologies.get_topology_desc(chip, platform="tpu").devices
+    mesh = Mesh(np.array(devices[:1]), ("x",))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        traced = jax.jit(function, donate_argnums=donate).trace(*arguments(NamedSharding(mesh, PartitionSpec())))
+        return traced.lower(lowering_platforms=("tpu",)).compile()
+
+
+@every_chip
+@pytest.mark.parametrize("name", DECODES)
+def test_decode_moves_the_kv_once_and_copies_nothing(chip: str, name: str, request: pytest.FixtureRequest) -> None:
+    step = DECODES[name]
+    if chip.startswith("tpu7x") and name in ("int8", "fp8"):
+        reason = "libtpu 0.0.42 counts 7 % above the KV on tpu7x, about twice the scales' bytes too many"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+    compiled = compile_for(chip, step.attend, lambda sharding: [step.batch(sharding)])
+    assert compiled.as_text().count("tpu_custom_call") == 1
+    assert compiled.memory_analysis().temp_size_in_bytes < step.page_bytes + 2 * step.q_bytes
+    accessed = compiled.cost_analysis()["bytes accessed"]
+    # A window begins inside a page, and pages move whole.
+    edge = step.rows * step.page_bytes if step.sliding_window else 0
+    assert step.kv_bytes <= accessed < 1.05 * step.kv_bytes + edge
+
+
+@every_chip
+@pytest.mark.parametrize("name", CHUNKS)
+def test_chunks_beside_decode_rows_copy_no_pool(chip: str, name: str) -> None:
+    step = CHUNKS[name]
+    compiled = compile_for(chip, step.attend, lambda sharding: [step.batch(sharding)])
+    assert compiled.as_text().count("tpu_custom_call") == 2
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * step.page_bytes + 2 * step.q_bytes
+
+
+@every_chip
+def test_a_layer_loop_writes_and_attends_in_place(chip: str) -> None:
+    step, layers = DECODES["bf16"], 4
+
+    def arguments(sharding):
+        def array(shape, dtype):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+        q, cache, *rows = step.batch(sharding)
+        pool = array((layers * cache.k.shape[0], *cache.k.shape[1:]), cache.k.dtype)
+        new = array((step.tokens, step.kv_heads, step.head_dim), jnp.bfloat16)
+        return [cases.Cache(pool, pool), q, *rows, new, new, array((step.tokens,), jnp.int32)]
+
+    run = functools.partial(write_then_attend_in_every_layer, step, layers)
+    compiled = compile_for(chip, run, arguments, donate=(0,))
+    temp, pool_bytes = compiled.memory_analysis().temp_size_in_bytes, layers * step.kv_bytes
+    assert temp < 4 * step.page_bytes < pool_bytes / 1000
