@@ -7,7 +7,9 @@ token. Ties go to the longest local match; without one, to the instance that has
 """
 
 import dataclasses
+import functools
 import math
+import operator
 import random
 from collections.abc import Callable, Iterator
 
@@ -145,7 +147,8 @@ class _Search:
 
         Instances of equal match differ by their queue alone, so of a large group only the least loaded counts: the walk
         from the least loaded instance ends once it has met the longest large group, for whoever follows has a longer
-        queue and no longer match.
+        queue and no longer match. Of instances without a match the first few count, for the same reason: on a large
+        cluster hundreds may be idle before the first holder comes.
         """
         live = self.view.prefill_order
         small, large = 0, []
@@ -157,7 +160,8 @@ class _Search:
                         yield index, tokens
             else:
                 large.append((tokens, mask))
-        met, walked = False, 0
+        matched = functools.reduce(operator.or_, (mask for _, mask in large), 0)
+        met, walked, unmatched = not large, 0, 0
         for _, index in live:
             if met and walked >= _WALK:
                 return
@@ -165,14 +169,16 @@ class _Search:
             if small & bit:
                 continue
             walked += 1
+            if not matched & bit:
+                unmatched += 1
+                if unmatched <= _WALK:
+                    yield index, 0
+                continue
             for place, (tokens, mask) in enumerate(large):
                 if mask & bit:
                     yield index, tokens
                     met |= place == 0
                     break
-            else:
-                yield index, 0
-                met |= not large
 
     def source(self, instance: PrefillInstance) -> tuple[int, float]:
         """The holder of the longest match whose NIC is free first, of the first few, and the wait for it."""
