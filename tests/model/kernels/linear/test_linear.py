@@ -47,8 +47,10 @@ def test_each_block_has_its_own_choice_of_weight(implementation: str, dtype: str
     x, weights = (operand.reshape(6, -1, 64) for operand in _operands(6 * rows, 6 * 21, 64, dtype))
     which = jnp.array([2, 0, 2, 5, 5, 1], jnp.int32)
     out = grouped_linear(x, weights, which, implementation)
+    # XLA promises no order of its sums, and may take another for a batch; ours is the same in both.
+    atol = 0.0 if implementation == "cpu_ffi" else 2e-6 * 64**0.5 * 4
     for block, weight in enumerate(which):
-        np.testing.assert_array_equal(out[block], linear(x[block], weights[weight], implementation))
+        np.testing.assert_allclose(out[block], linear(x[block], weights[weight], implementation), rtol=0, atol=atol)
 
 
 def test_gradients_of_grouped_weights(implementation: str):

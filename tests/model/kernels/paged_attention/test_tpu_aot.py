@@ -66,7 +66,8 @@ def test_chunks_beside_decode_rows_copy_no_pool(chip: str, name: str) -> None:
     step = CHUNKS[name]
     compiled = compile_for(chip, step.attend, lambda sharding: [step.batch(sharding)])
     assert compiled.as_text().count("tpu_custom_call") == 2
-    assert compiled.memory_analysis().temp_size_in_bytes < 2 * step.page_bytes + 2 * step.q_bytes
+    # The two kernels, for decode rows and for chunks, each have results and log-sum-exps; both are merged.
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * (step.page_bytes + step.q_bytes + step.lse_bytes)
 
 
 @every_chip

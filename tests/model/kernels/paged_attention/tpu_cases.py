@@ -41,6 +41,11 @@ class Step:
         """Of the queries; as much as of the results."""
         return self.tokens * self.q_heads * self.head_dim * 2
 
+    @property
+    def lse_bytes(self) -> int:
+        """Of the results' log-sum-exps in float32, heads in whole tiles of 128 lanes."""
+        return self.tokens * -(-self.q_heads // 128) * 128 * 4
+
     def batch(self, sharding=None) -> cases.Batch:
         """The shapes of the arguments."""
 
