@@ -111,10 +111,6 @@ def _median(runs: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, A
     return middle, spread
 
 
-def _flat(summary: dict[str, Any]) -> dict[str, Any]:
-    return {row["metric"]: row["live"] for row in compare(summary, summary)}
-
-
 def _serve_live(engine: Engine, model: EngineModel, trace: Trace) -> tuple[dict[str, Any], list[StepSample], float]:
     """Totals of one run, its steps on the chosen clock, and wall over CPU seconds of those."""
     with tqdm(total=len(trace.requests), desc="live", unit="request") as bar:
@@ -151,7 +147,7 @@ def main(argv: Sequence[str]) -> None:
     except (TraceError, SimulatorError) as error:
         raise app.UsageError(str(error)) from error
     rows = compare(live, simulated)
-    spreads = _flat(spread)
+    spreads = results.flat(spread)
     for row, scaled in zip(rows, compare(live, at_speed), strict=True):
         row |= {"spread": spreads[row["metric"]], "error_at_speed": scaled["error"]}
     busy = sum(sample.seconds for sample in samples) / (RUNS.value * live["duration_s"])

@@ -13,7 +13,7 @@ from absl import app, flags
 
 from attention_offload.errors import OffloadError
 from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import flat, print_table, start_meta, write_result
 from model.config import UnsupportedModelError
 from serving.conductor import SLO, ConductorConfig
 from serving.conductor.admission import ADMISSIONS
@@ -122,16 +122,6 @@ def _save_plots(out: pathlib.Path, recorder: Recorder, hit_rates: dict[str, floa
     save_curves(out / "hits.png", "Hit rate by tier", "tier", "hit rate", {"hit rate": list(hit_rates.items())})
 
 
-def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    flat = {}
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": part for key, part in value.items()}
-        else:
-            flat[name] = value
-    return [{"total": name, "value": value} for name, value in flat.items()]
-
-
 def _simulate(trace: Trace, out: pathlib.Path, meta: dict[str, Any], started_cpu_s: float) -> None:
     performance = (
         read_performance(CALIBRATION.value) if CALIBRATION.value else named_performance(MODEL.value, DEVICE.value)
@@ -149,7 +139,8 @@ def _simulate(trace: Trace, out: pathlib.Path, meta: dict[str, Any], started_cpu
         if TIMELINE.value:
             recorder.write_timeline(out / "trace.json")
     rows = [dataclasses.asdict(sample) for sample in recorder.samples] if recorder else []
-    print_table(_rows(summary), f"{trace.name}: {', '.join(trace.notes) or 'read as it is'}; {performance.source}")
+    table = [{"total": name, "value": value} for name, value in flat(summary).items()]
+    print_table(table, f"{trace.name}: {', '.join(trace.notes) or 'read as it is'}; {performance.source}")
     write_result(out, meta | {"performance": dataclasses.asdict(performance)}, rows, summary)
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from experiments import simulate_cluster
 from experiments.common.flags import SEED, out_folder
 from experiments.common.grid import Cell, GridError, cells, parse_grid
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import flat, print_table, start_meta, write_result
 
 GRID = flags.DEFINE_string("grid", None, "flag=value,value;flag=value,value", required=True)
 WORKERS = flags.DEFINE_integer("workers", None, "Cells at once; the default is one per core.", lower_bound=1)
@@ -75,13 +75,6 @@ class _Runner:
                 process.terminate()
 
 
-def _flat(totals: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for name, value in totals.items():
-        flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def _cells() -> list[Cell]:
     known = {flag.name: flag for flag in flags.FLAGS.get_flags_for_module(simulate_cluster)}
     known[SEED.name] = flags.FLAGS[SEED.name]
@@ -122,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     except GridError as error:
         raise app.UsageError(str(error)) from error
     try:
-        results = [_flat(totals) for totals in _sweep(grid, out)]
+        results = [flat(totals) for totals in _sweep(grid, out)]
     except KeyboardInterrupt:
         raise SystemExit("Stopped; the same command goes on from here.") from None
     rows = [{**cell.values, **totals, "folder": cell.name} for cell, totals in zip(grid, results, strict=True)]

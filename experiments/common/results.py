@@ -60,6 +60,14 @@ def start_meta(config: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
     }
 
 
+def flat(totals: Mapping[str, Any]) -> dict[str, Any]:
+    """Totals in one row: what is in a distribution or a count by name becomes `name.part`, "ttft_s.p90"."""
+    row: dict[str, Any] = {}
+    for name, value in totals.items():
+        row |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+    return row
+
+
 def write_text_atomically(path: pathlib.Path, text: str) -> None:
     """Writes `path` whole or not at all, so a killed run never leaves half a file under the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
