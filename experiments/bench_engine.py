@@ -1,7 +1,7 @@
 """Engine speed: prefill and decode tokens per second, beside a peer on the same weights in the same run.
 
     python -m experiments.bench_engine --peer=transformers
-    python -m experiments.bench_engine --model=path/to/hf/folder --batches=1,8 --contexts=512
+    python -m experiments.bench_engine --model=path/to/hf/folder --batches=1,8 --contexts=512 --mesh=tp:2 --cores=2
 
 `tok_core_s` is tokens per second of CPU time of one core: it does not change when others use the machine.
 `peer_ratio` is ours over the peer's at the same test.
@@ -13,14 +13,19 @@ from absl import app, flags
 
 from experiments.common import flags as common
 from experiments.common import results
-from experiments.common.engine_speed import Workload, run_benchmark
+from experiments.common.engine_speed import BenchmarkError, Workload, run_benchmark
+from experiments.common.mesh_flags import MESH
 from experiments.common.process import with_huge_pages
+from model.checkpoints import CheckpointError
+from model.config import ConfigError
+from model.sharding import MeshError
+from serving.engine import EngineError
 
 MODEL = flags.DEFINE_string("model", None, "HF folder; by default random weights in the shape of the peer table.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and KV.")
 PEER = flags.DEFINE_multi_enum("peer", [], ["transformers", "vllm"], "Engines to run beside ours; may be repeated.")
-BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Batch sizes for decode.")
-CONTEXTS = flags.DEFINE_list("contexts", ["512", "2048"], "Context lengths in tokens for decode.")
+BATCHES = common.define_integers("batches", [1, 8, 32], "Batch sizes for decode.")
+CONTEXTS = common.define_integers("contexts", [512, 2048], "Context lengths in tokens for decode.")
 PREFILL = flags.DEFINE_integer("prefill", 512, "Prompt length in tokens for prefill.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 16, "Decode steps per measurement.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements; the median is reported.", lower_bound=1)
@@ -28,22 +33,27 @@ CORES = flags.DEFINE_integer("cores", 1, "CPU cores that each engine may use.", 
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    if argv[1:]:
+        raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
     with_huge_pages()
     out = common.out_folder("bench_engine")
     meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
     workload = Workload(
         dtype=DTYPE.value,
-        batches=tuple(map(int, BATCHES.value)),
-        contexts=tuple(map(int, CONTEXTS.value)),
+        batches=tuple(BATCHES.value),
+        contexts=tuple(CONTEXTS.value),
         prefill=PREFILL.value,
         steps=STEPS.value,
         repeats=REPEATS.value,
         cores=CORES.value,
         seed=common.SEED.value,
+        mesh=MESH.value,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = run_benchmark(workload, MODEL.value, PEER.value, scratch)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = run_benchmark(workload, MODEL.value, PEER.value, scratch)
+    except (BenchmarkError, CheckpointError, ConfigError, EngineError, FileNotFoundError, MeshError) as error:
+        raise SystemExit(str(error)) from error
     results.print_table(rows, title=f"engine speed, {DTYPE.value}, {CORES.value} core(s)")
     results.write_result(out, meta, rows)
 

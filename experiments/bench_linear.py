@@ -23,7 +23,7 @@ from model.transformer import Transformer, split
 
 MODEL = flags.DEFINE_string("model", "bench-58m", "Preset whose weights are read.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights and of x.")
-ROWS = flags.DEFINE_list("rows", ["1", "2", "4", "8", "16", "32", "64", "128", "512"], "Rows of x.")
+ROWS = common.define_integers("rows", [1, 2, 4, 8, 16, 32, 64, 128, 512], "Rows of x.")
 REPEATS = flags.DEFINE_integer("repeats", 20, "Measurements; the median is reported.", lower_bound=1)
 
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     weights = [leaf for leaf in split(model)[1] if leaf.ndim == 2 and leaf is not model.embed_tokens.weight[...]]
     gigabytes = sum(weight.nbytes for weight in weights) / 1e9
     rows = []
-    for count in map(int, ROWS.value):
+    for count in ROWS.value:
         inputs = {size: jnp.ones((count, size), DTYPE.value) for size in {weight.shape[1] for weight in weights}}
         seconds = {name: _cpu_seconds(inputs, weights, name) for name in IMPLEMENTATIONS}
         for name, took in seconds.items():

@@ -12,6 +12,7 @@ from experiments.common import model_flags
 from experiments.common.engine_calibration import CalibrationOptions
 from model.checkpoints import CheckpointError, load
 from model.config import ConfigError
+from model.sharding import MeshError
 from model.transformer import split
 from serving.engine import Engine, EngineConfig, EngineError
 from serving.simulator.steps import EngineModel, StepModel
@@ -64,9 +65,10 @@ def make_engine(repeats: int) -> tuple[Engine, CalibrationOptions]:
         jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
-        config, model = load(MODEL.value, None, model_flags.DTYPE.value, common.SEED.value)
-        engine = Engine(config, model, engine_config())
-    except (CheckpointError, ConfigError, EngineError) as error:
+        mesh = model_flags.flagged_mesh()
+        config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, common.SEED.value)
+        engine = Engine(config, model, engine_config(), mesh=mesh)
+    except (CheckpointError, ConfigError, EngineError, MeshError) as error:
         raise app.UsageError(str(error)) from error
     with tqdm(desc="compiling steps", unit="step") as bar:
         engine.warm_up(_advance(bar))

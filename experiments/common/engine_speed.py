@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import dataclasses
+import functools
+import importlib.util
 import multiprocessing
 import os
 import pathlib
@@ -36,6 +38,10 @@ PEER_TABLE_MODEL = {
 Row = dict[str, Any]
 
 
+class BenchmarkError(ValueError):
+    """What was asked cannot be measured here, and what to do about it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """What every engine is asked to do."""
@@ -48,11 +54,17 @@ class Workload:
     repeats: int
     cores: int
     seed: int
+    mesh: str | None = None  # of our engine; peers run on one device
+
+    @property
+    def decoded(self) -> int:
+        """Tokens asked of each decoding sequence: none ends before the last measured step, whenever it began."""
+        return self.steps * self.repeats + max(self.batches) + 2
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence, decoding included."""
-        return max(*self.contexts, self.prefill) + self.steps * self.repeats + 2
+        return max(*self.contexts, self.prefill) + self.decoded
 
     def prompts(self, batch: int, context: int, repeat: int) -> list[list[int]]:
         """Random token ids, different in each repeat so that no prefix cache answers; `context` tokens each."""
@@ -82,21 +94,24 @@ def row(engine: str, test: str, batch: int, context: int, speeds: list[tuple[flo
 
 def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
     """Our engine, through the same `add` and `step` that serve HTTP."""
+    from experiments.common.mesh_flags import make_mesh
     from model.checkpoints import load_hf
     from model.sampling import SamplingParams
     from serving.engine import Engine, EngineConfig, Request
 
-    config, model = load_hf(folder, dtype=workload.dtype)
+    mesh = make_mesh(workload.mesh)
+    config, model = load_hf(folder, mesh=mesh, dtype=workload.dtype)
     largest = max(workload.batches)
     page_size = 64
     settings = EngineConfig(
         page_size=page_size,
-        num_pages=largest * (-(-workload.longest // page_size)) + 1,
+        # With a page of growth for each, as admission wants: all of the batch must run at once.
+        num_pages=largest * (-(-workload.longest // page_size) + 1) + 1,
         max_batch=largest,
         token_budget=workload.prefill + largest,
         max_model_len=workload.longest,
     )
-    engine = Engine(config, model, settings)
+    engine = Engine(config, model, settings, mesh=mesh)
     engine.warm_up()
 
     def add(prompts: list[list[int]], max_tokens: int) -> list[str]:
@@ -110,9 +125,10 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
         while engine.has_work:
             engine.step()
 
-    def decode() -> None:
+    def decode(batch: int) -> None:
         for _ in range(workload.steps):
-            engine.step()
+            if (tokens := len(engine.step())) != batch:
+                raise RuntimeError(f"a measured step yielded {tokens} tokens, not one for each of {batch} sequences")
 
     rows, speeds = [], []
     for repeat in range(workload.repeats):
@@ -121,11 +137,16 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
     rows.append(row("halfmoon", "prefill", 1, workload.prefill, speeds))
     for context in workload.contexts:
         for batch in workload.batches:
-            ids = add(workload.prompts(batch, context, 0), workload.steps * workload.repeats + 2)
+            prompts = workload.prompts(batch, context, 0)
+            add(prompts, 1)  # fills the prefix cache: all sequences then begin to decode at about the same step
+            drain()
+            ids = add(prompts, workload.decoded)
             first: set[str] = set()
             while len(first) < batch:
                 first |= {event.request_id for event in engine.step()}
-            speeds = [measure(batch * workload.steps, decode) for _ in range(workload.repeats)]
+            speeds = [
+                measure(batch * workload.steps, functools.partial(decode, batch)) for _ in range(workload.repeats)
+            ]
             rows.append(row("halfmoon", "decode", batch, context, speeds))
             for name in ids:
                 engine.abort(name)
@@ -207,15 +228,24 @@ def run_vllm(folder: str, workload: Workload) -> list[Row]:
 
 
 _ENGINES = {"halfmoon": run_halfmoon, "transformers": run_transformers, "vllm": run_vllm}
+_PEER_INSTALLS = {"transformers": "the extra `parity`", "vllm": "vLLM's CPU build"}
 
 
 def _run_pinned(engine: str, folder: str, workload: Workload) -> list[Row]:
     """Runs one engine on the first `cores` cores of this process."""
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < workload.cores:
-        raise ValueError(f"`--cores={workload.cores}`, but this process may use {len(cores)}; ask for fewer.")
     os.sched_setaffinity(0, cores[: workload.cores])
     return _ENGINES[engine](folder, workload)
+
+
+def _check(workload: Workload, peers: list[str]) -> None:
+    """Before minutes are spent on the engines that could run. Raises `BenchmarkError`."""
+    if len(cores := os.sched_getaffinity(0)) < workload.cores:
+        raise BenchmarkError(f"--cores={workload.cores}, but this process may use {len(cores)}; ask for fewer.")
+    for peer in peers:
+        if importlib.util.find_spec(peer) is None:
+            install = _PEER_INSTALLS[peer]
+            raise BenchmarkError(f"--peer={peer} is not installed here; install {install} or leave it out.")
 
 
 def _random_checkpoint(folder: pathlib.Path, seed: int) -> str:
@@ -232,6 +262,7 @@ def _random_checkpoint(folder: pathlib.Path, seed: int) -> str:
 
 def run_benchmark(workload: Workload, folder: str | None, peers: list[str], scratch: str) -> list[Row]:
     """Rows of our engine and of `peers`, with `peer_ratio` (ours over theirs, per core-second) on the peers' rows."""
+    _check(workload, peers)
     spawn = multiprocessing.get_context("spawn")
 
     def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
