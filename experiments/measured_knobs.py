@@ -1,7 +1,9 @@
 """Turn measurements into assumptions of the cost model.
 
     python -m experiments.bench_linear --dtype=bfloat16 --out=out/bench_linear
-    python -m experiments.measured_knobs --device=cpu --cores=192 --linear=out/bench_linear/result.json
+    python -m experiments.bench_paged_attention --dtype=bfloat16 --out=out/bench_paged_attention
+    python -m experiments.measured_knobs --device=cpu --cores=192 --linear=out/bench_linear/result.json \\
+        --attention=out/bench_paged_attention/result.json
     python -m experiments.plan_deployment --measured=out/measured_knobs/knobs.json --trace=trace.jsonl
 
 Efficiencies are shares of the peaks of the device that was measured, and hold for every device of a plan. What is not
@@ -23,7 +25,13 @@ from experiments.common.results import print_table, start_meta, write_result
 DEVICE = flags.DEFINE_string("device", None, "What was measured, by its name in the device table.", required=True)
 DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
 COUNT = flags.DEFINE_integer("count", 1, "Devices that the engine ran on.", lower_bound=1)
-CORES = flags.DEFINE_float("cores", 1.0, "On a CPU, whose benches count core-seconds: its cores.", lower_bound=1e-9)
+CORES = flags.DEFINE_float("cores", 1.0, "On a CPU: its cores; --linear counts core-seconds.", lower_bound=1e-9)
+ATTENTION_CORES = flags.DEFINE_float(
+    "attention_cores",
+    None,
+    "On a CPU: cores that --attention ran on, which counts wall seconds; --cores if absent.",
+    lower_bound=1e-9,
+)
 LINEAR = flags.DEFINE_string("linear", None, "result.json of bench_linear.")
 ATTENTION = flags.DEFINE_string("attention", None, "result.json of a bench of decode attention, with gb_s.")
 ENGINE = flags.DEFINE_string("engine", None, "calibration.json of calibrate; needs --model.")
@@ -47,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         if LINEAR.value:
             measured += from_linear(LINEAR.value, device, CORES.value)
         if ATTENTION.value:
-            measured += from_attention(ATTENTION.value, device, CORES.value)
+            measured += from_attention(ATTENTION.value, device, CORES.value / (ATTENTION_CORES.value or CORES.value))
         knobs = write_knobs(out / "knobs.json", measured)
     except OffloadError as error:
         raise app.UsageError(str(error)) from error

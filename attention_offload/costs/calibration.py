@@ -48,7 +48,11 @@ def from_linear(path: str | os.PathLike[str], device: Device, scale: float = 1.0
 
 
 def from_attention(path: str | os.PathLike[str], device: Device, scale: float = 1.0) -> list[Measured]:
-    """Memory efficiency of decode attention, from a bench's `result.json`: rows with `gb_s`, the fastest counts."""
+    """Memory efficiency of decode attention, from the `result.json` of `bench_paged_attention`: rows with `gb_s`.
+
+    The fastest row counts. `scale` is how much more than what the bench ran on the device is; the bench counts wall
+    seconds, so it is 1 where it had the whole device.
+    """
     fastest = max(float(row["gb_s"]) for row in _rows(path, ("gb_s",))) * 1e9 * scale
     return [Measured("attention_memory_efficiency", fastest / device.memory_bandwidth, f"{path}: fastest row")]
 
