@@ -1,6 +1,10 @@
 """SIR in float32, by the C++ kernel and by XLA, against float64, the definition and exact rationals."""
 
+import os
 import pathlib
+import platform
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +41,33 @@ def test_flips(name: str, length: int, rng: np.random.Generator) -> None:
 def test_the_kernel_takes_any_batch(count: int, rng: np.random.Generator) -> None:
     codes = random_codes(rng, count, 21)
     np.testing.assert_allclose(np.array(sir_kernel.sir(jnp.asarray(codes))), sir(codes), rtol=1e-4)
+
+
+BUILT_FOR = """
+import sys
+import jax.numpy as jnp, numpy as np
+from gan.sequences import pulse_compression, sir_kernel
+from gan.sequences.codes import random_codes
+sir_kernel._FLAGS = (*sir_kernel._FLAGS, "-march=" + sys.argv[1])
+codes = random_codes(np.random.default_rng(0), 100, 59)
+flipped = codes[:2, None] * (1 - 2 * np.eye(59, dtype=np.int8))
+assert sir_kernel.usable()
+np.testing.assert_allclose(sir_kernel.sir(jnp.asarray(codes)), pulse_compression.sir(codes), rtol=1e-4)
+np.testing.assert_allclose(sir_kernel.sir_of_flips(jnp.asarray(codes[:2])), pulse_compression.sir(flipped), rtol=1e-4)
+"""
+
+
+@pytest.mark.slow
+@needs_kernel
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the older processors are named for x86-64")
+@pytest.mark.parametrize("processor", ["x86-64", "haswell"])
+def test_the_kernel_runs_without_avx512(processor: str, tmp_path: pathlib.Path) -> None:
+    if processor == "haswell" and "avx2" not in pathlib.Path("/proc/cpuinfo").read_text():
+        pytest.skip("the machine has no AVX2")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", BUILT_FOR, processor]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_a_compiler_xla_takes_over(
