@@ -53,10 +53,11 @@ LEARN = flags.DEFINE_bool("learn", False, "Refine time estimates online.")
 EVICTION = flags.DEFINE_enum("eviction", "lru", EVICTIONS, "Of each node's KVCache.")
 HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a node in host memory.", lower_bound=0)
 SSD_TOKENS = flags.DEFINE_integer("ssd_tokens", 0, "KVCache of a node on SSD.", lower_bound=0)
+LAYER_WISE = flags.DEFINE_bool("layer_wise", True, "Load, pull and hand over KV layer by layer, behind prefill.")
 TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
 TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
-FAIL = flags.DEFINE_multi_string("fail", [], "seconds:node, a node that dies then.")
-JOIN = flags.DEFINE_multi_string("join", [], "seconds:node, a node that starts only then.")
+FAIL = flags.DEFINE_multi_string("fail", [], "seconds:node, a node that dies then; its requests go on elsewhere.")
+JOIN = flags.DEFINE_multi_string("join", [], "seconds:node, a node that starts then, or starts again.")
 PLOTS = flags.DEFINE_bool("plots", False, "Write load, replica and hit-rate plots.")
 TIMELINE = flags.DEFINE_bool("timeline", False, "Write trace.json for Perfetto.")
 
@@ -87,6 +88,7 @@ def _config(block_size: int) -> ClusterConfig:
         host_blocks=HOST_TOKENS.value // block_size,
         ssd_blocks=SSD_TOKENS.value // block_size,
         eviction=EVICTION.value,
+        layer_wise=LAYER_WISE.value,
         chunk=CHUNK.value,
         failures=_timed_nodes("fail", FAIL.value),
         joins=_timed_nodes("join", JOIN.value),
@@ -102,6 +104,8 @@ def _totals(result: SimulationResult, price_per_hour: float, started_cpu_s: floa
         "hit_rate_by_tier": {tier: tokens / max(1, prompt_tokens) for tier, tokens in result.hits_by_tier.items()},
         "rejections": result.rejections,
         "estimator_errors": result.errors,
+        "reruns": result.reruns,
+        "node_hours": result.node_hours,
         "cost": result.node_hours * price_per_hour,
         "events": result.events,
         "cpu_s": time.process_time() - started_cpu_s,

@@ -211,6 +211,15 @@ class Conductor(Generic[Request]):
         if self._admission.learns_limit or self.config.learned_limit:
             self.margin.observe(tbt_s > self.config.slo.tbt_s)
 
+    def redirect(self, request: Request) -> Placement | None:
+        """Another decode instance for an accepted request whose own has left; `None` where none has room."""
+        accepted = self._accepted[request.id]
+        index = self._select_decode(request, accepted.placement.prefill)
+        if index is None:
+            return None
+        accepted.placement = dataclasses.replace(accepted.placement, decode=index)
+        return accepted.placement
+
     def forget(self, request: Request) -> None:
         """A request was lost with its instance; nothing is learned from it."""
         accepted = self._accepted.pop(request.id)

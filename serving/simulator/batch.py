@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from serving.simulator.flight import Flight
-from serving.simulator.gaps import Progression, iterations_within, longest_mean, progression_sum
+from serving.simulator.gaps import Progression, iterations_within, progression_sum
 
 # at(time, handler, argument) calls handler(argument, time) then.
 Schedule = Callable[[float, Callable[[int, float], None], int], None]
@@ -67,8 +67,17 @@ class IteratingBatch:
         """Running requests."""
         return [flight for _, _, flight in self._members]
 
-    def fail(self) -> list[Flight]:
-        """Drops everything; returns what was here."""
+    def fail(self, now: float) -> list[Flight]:
+        """Drops everything; returns what was here, each with what it had got until now as its past."""
+        if self._planned:
+            # A token that would come this very moment is lost.
+            done = min(iterations_within(self._first, self._step, now - self._start_s), self._planned - 1)
+            self._log_run(done, self._start_s + progression_sum(self._first, self._step, done))
+        for flight in self.members():
+            gaps = self._gaps(flight)
+            flight.remember(gaps, self._last_token_s if gaps else flight.first_token_s)
+        for flight in self.waiting:
+            flight.remember([], flight.first_token_s)
         lost = [*self.members(), *self.waiting]
         self._members.clear()
         self.waiting.clear()
@@ -96,7 +105,25 @@ class IteratingBatch:
     def _ended(self, version: int, now: float) -> None:
         if version != self._version:
             return
-        count, first, step = self._planned, self._first, self._step
+        count = self._planned
+        self._log_run(count, now)
+        self.iterations += count
+        self.tokens += count * len(self._members)
+        self._advance_prefill(count, now)
+        while self._members and self._members[0][0] == self.iterations:
+            flight = heapq.heappop(self._members)[2]
+            held = flight.request.input_tokens + flight.request.output_tokens
+            self.tokens -= held
+            self._reserved -= held
+            flight.tbt_s = flight.longest_gaps_s(self._gaps(flight))
+            self._finished(flight, now)
+        self._change(now)
+
+    def _log_run(self, count: int, end_s: float) -> None:
+        """Notes the gaps of the `count` iterations that ended at `end_s`."""
+        if not count:
+            return
+        first, step = self._first, self._step
         stall_s = self._start_s - self._last_token_s
         if stall_s > 0:
             self._log.append((first + stall_s, 0.0, 1))
@@ -104,18 +131,7 @@ class IteratingBatch:
                 self._log.append((first + step, step, count - 1))
         else:
             self._log.append((first, step, count))
-        self.iterations += count
-        self.tokens += count * len(self._members)
-        self._last_token_s = now
-        self._advance_prefill(count, now)
-        while self._members and self._members[0][0] == self.iterations:
-            flight = heapq.heappop(self._members)[2]
-            held = flight.request.input_tokens + flight.request.output_tokens
-            self.tokens -= held
-            self._reserved -= held
-            flight.tbt_s = self._tbt_s(flight)
-            self._finished(flight, now)
-        self._change(now)
+        self._last_token_s = end_s
 
     def _change(self, now: float) -> None:
         """Admits whoever fits and starts the next run of iterations."""
@@ -159,13 +175,14 @@ class IteratingBatch:
         """Where iterations also compute prompts, those that this many iterations computed."""
         del iterations, now
 
-    def _tbt_s(self, flight: Flight) -> float:
-        """Mean of the longest tenth of the gaps; the first reaches back to the first token."""
+    def _gaps(self, flight: Flight) -> list[Progression]:
+        """Gaps that a member saw; the first reaches back to its first token."""
         log = self._log[flight.log_start - self._log_base :]
-        first, step, count = log[0]
-        log[0] = (first + step, step, count - 1)
-        log.append((flight.first_gap_s, 0.0, 1))
-        return longest_mean(log, max(1, (flight.request.output_tokens - 1) // 10))
+        if log:
+            first, step, count = log[0]
+            log[0] = (first + step, step, count - 1)
+            log.append((flight.first_gap_s, 0.0, 1))
+        return log
 
     def _trim(self) -> None:
         """Forgets iterations that no running request saw."""

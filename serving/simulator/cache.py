@@ -39,6 +39,16 @@ class NodeCache:
         ssd = self._ssd
         return sum(block in ssd for block in blocks) if len(ssd) else 0
 
+    def discard(self, blocks: Iterable[Hashable]) -> list[Hashable]:
+        """Forgets blocks; returns those that were there."""
+        lost = []
+        for block in blocks:
+            for tier in (self._host, self._ssd):
+                if block in tier:
+                    tier.remove(block)
+                    lost.append(block)
+        return lost
+
     def clear(self) -> list[Hashable]:
         """Loses everything; returns what was there."""
         lost = [*self._host, *self._ssd]

@@ -3,13 +3,14 @@
 import dataclasses
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from serving.conductor import ClusterView, Conductor, ConductorConfig, Placement, Rejection
 from serving.simulator.cache import EVICTIONS, NodeCache
 from serving.simulator.errors import SimulatorError
-from serving.simulator.flight import Flight
+from serving.simulator.flight import Flight, Past
 from serving.simulator.nodes import CoupledNode, DecodeSide, Nic, PrefillSide, transfer
 from serving.simulator.performance import Performance
 from serving.simulator.recorder import Recorder
@@ -36,8 +37,8 @@ class ClusterConfig:
         max_batch: sequences that one node decodes at once.
         chunk: tokens of prefill per iteration of a coupled node; 0 = prefill first, or, where the performance was
             calibrated from an engine, that engine's own scheduler (its batch and pages then rule, not `max_batch`).
-        failures: (seconds, node) of nodes that die, and `joins` of nodes that start only then. Nodes are numbered
-            through the prefill pool and then the decode pool.
+        failures, joins: (seconds, node) of nodes that die and start, again and again if need be; a node whose first
+            entry is a join is not there before. Nodes are numbered through the prefill pool and then the decode pool.
     """
 
     prefill: int = 8
@@ -83,11 +84,12 @@ class SimulationResult:
     Attributes:
         outcomes: of every request, in order of arrival.
         prefill_s: device seconds of all prefills; `wasted_prefill_s` of those whose requests then were refused or lost.
-        hits_by_tier: reused tokens by where they were.
+        hits_by_tier: reused tokens by where they were, of the prefills that gave first tokens.
         rejections: counts by reason.
         errors: of the Conductor's estimates.
         events: how many the simulator handled.
-        node_hours: of all nodes, from the first arrival to the last end.
+        reruns: requests placed again because a node died; those that had tokens go on from there.
+        node_hours: of the nodes that were up, from the first arrival to the last end.
     """
 
     outcomes: Sequence[RequestOutcome]
@@ -97,6 +99,7 @@ class SimulationResult:
     rejections: Mapping[str, int]
     errors: Mapping[str, float]
     events: int
+    reruns: int
     node_hours: float
 
 
@@ -112,7 +115,11 @@ class Simulation:
         self._outcomes: dict[int, RequestOutcome] = {}
         self._flights: dict[int, Flight] = {}
         self._prefill_s = self._wasted_s = 0.0
-        self._too_long = 0
+        self._too_long = self._reruns = 0
+        self._interrupted: dict[int, Past] = {}
+        # [node, from, until] of nodes; those that are up have no end yet.
+        self._lives: list[tuple[int, float, float]] = []
+        self._up: dict[int, float] = {}
         self._engines = bool(config.coupled and performance.engine and not config.chunk)
         tiers = ("device",) if self._engines else ("host", "ssd", "remote")
         self.hits_by_tier = dict.fromkeys(tiers, 0)
@@ -137,9 +144,10 @@ class Simulation:
             for i in range(config.decode):
                 self.decode.append(DecodeSide(f"d{i}", i, performance, config.max_batch, self.at, self._decoded))
         self.view = ClusterView([*self.prefill], [*self.decode], 512, coupled=bool(coupled))
-        late = {node for _, node in config.joins}
         for node in range(config.nodes):
-            if node not in late:
+            joins = [seconds for seconds, other in config.joins if other == node]
+            failures = [seconds for seconds, other in config.failures if other == node]
+            if not joins or min(failures, default=math.inf) < min(joins):
                 self._join(node, 0.0)
         self.conductor = Conductor(config.conductor, self.view, performance.costs)
 
@@ -199,7 +207,7 @@ class Simulation:
         for request in self.conductor.drain():
             self._end(request, REJECTED, time)
         outcomes = [self._outcomes[request.id] for request in trace.requests]
-        duration_s = max(outcome.finished_s for outcome in outcomes) - trace.requests[0].arrival_s
+        end_s = max(outcome.finished_s for outcome in outcomes)
         return SimulationResult(
             outcomes,
             self._prefill_s,
@@ -208,8 +216,14 @@ class Simulation:
             self.conductor.rejections | ({"request too long": self._too_long} if self._too_long else {}),
             self.conductor.estimator.errors(),
             handled + len(trace.requests),
-            self.config.nodes * duration_s / 3600,
+            self._reruns,
+            self._node_s(trace.requests[0].arrival_s, end_s) / 3600,
         )
+
+    def _node_s(self, begin_s: float, end_s: float) -> float:
+        """Seconds of all nodes that were up in between."""
+        lives = [*self._lives, *((node, since, end_s) for node, since in self._up.items())]
+        return sum(max(0.0, min(until, end_s) - max(since, begin_s)) for _, since, until in lives)
 
     def _arrive(self, request: TraceRequest, now: float) -> None:
         engine = self._performance.engine if self._engines else None
@@ -238,10 +252,11 @@ class Simulation:
     def _launch(self, request: TraceRequest, placement: Placement, now: float) -> None:
         """Books what the Conductor decided: KV to pull, a place in the queue, a promise of decode."""
         node = self.prefill[placement.prefill]
-        flight = Flight(request, placement)
+        flight = Flight(request, placement, self._interrupted.pop(request.id, None) if self._interrupted else None)
         self._flights[request.id] = flight
-        if not self._engines:
-            self._count_hits(flight, node.cache)
+        if self.config.ssd_blocks and not self._engines and placement.reused_tokens > placement.pulled_tokens:
+            size, local = self.view.block_size, placement.reused_tokens - placement.pulled_tokens
+            flight.ssd_tokens = min(local, node.cache.on_ssd(request.block_ids[: -(-local // size)]) * size)
         if placement.source is not None:
             seconds = self._performance.costs.transfer_s(placement.pulled_tokens)
             flight.pulled_s = transfer(self.nics[placement.source], self.nics[placement.prefill], seconds, now)
@@ -255,15 +270,14 @@ class Simulation:
         node.enqueue(flight, now)
         self._rank(node)
 
-    def _count_hits(self, flight: Flight, cache: NodeCache) -> None:
-        placement = flight.placement
-        hits = self.hits_by_tier
-        local = placement.reused_tokens - placement.pulled_tokens
-        if self.config.ssd_blocks and local:
-            size = self.view.block_size
-            flight.ssd_tokens = min(local, cache.on_ssd(flight.request.block_ids[: -(-local // size)]) * size)
+    def _count_hits(self, flight: Flight) -> None:
+        placement, hits = flight.placement, self.hits_by_tier
+        if self._engines:
+            # An engine finds out only now what its pages still hold.
+            hits["device"] += placement.reused_tokens
+            return
         hits["ssd"] += flight.ssd_tokens
-        hits["host"] += local - flight.ssd_tokens
+        hits["host"] += placement.reused_tokens - placement.pulled_tokens - flight.ssd_tokens
         hits["remote"] += placement.pulled_tokens
 
     def _rank(self, node: "PrefillSide | CoupledNode | EngineNode") -> None:
@@ -284,9 +298,11 @@ class Simulation:
         node = self.prefill[placement.prefill]
         self._rank(node)
         self._prefill_s += flight.compute_s
-        if self._engines:
-            # An engine finds out only now what its pages still hold.
-            self.hits_by_tier["device"] += placement.reused_tokens
+        if (past := flight.past) is None:
+            self._count_hits(flight)
+        else:
+            past.gaps.append((now - past.last_token_s, 0.0, 1))
+            past.last_token_s = now
         flight.first_token_s = now
         decodes = request.output_tokens > 1
         refused = self.conductor.prefill_done(request, flight.prefill_s, placement.reused_tokens, decodes, now)
@@ -297,34 +313,39 @@ class Simulation:
             self._unassign(flight)
             if refused is not None:
                 self._wasted_s += flight.compute_s
+            elif past is not None:
+                flight.tbt_s = flight.longest_gaps_s([])
             self._end(request, COMPLETED if refused is None else REJECTED, now, flight)
         elif self.view.coupled:
             decode.join(flight, now)
         else:
-            self.at(self._handover_s(flight, now), self._arrived, request.id)
+            self._send(flight, flight.started_s, now)
 
-    def _handover_s(self, flight: Flight, now: float) -> float:
-        """When all KV of a prompt is in the decode node: sent layer by layer, the last layer after prefill."""
+    def _send(self, flight: Flight, since_s: float, now: float) -> None:
+        """Sends all KV of a prompt to its decode node: from `since_s` on layer by layer, the last one after prefill."""
+        flight.arrives_s = self._handover_s(flight, since_s, now)
+        self.at(flight.arrives_s, self._arrived, flight.request.id)
+
+    def _handover_s(self, flight: Flight, since_s: float, now: float) -> float:
         seconds = self._performance.costs.transfer_s(flight.request.input_tokens)
         sender, receiver = self.nics[flight.placement.prefill], self.nics[self.config.prefill + flight.placement.decode]
         if not self.config.layer_wise:
             return transfer(sender, receiver, seconds, now)
         last_layer_s = seconds / self._performance.layers
-        return max(now + last_layer_s, transfer(sender, receiver, seconds, flight.started_s))
+        return max(now + last_layer_s, transfer(sender, receiver, seconds, since_s))
 
     def _arrived(self, request_id: int, now: float) -> None:
         flight = self._flights.get(request_id)
-        if flight is None:
+        if flight is None or flight.arrives_s != now:
+            # It was sent again, elsewhere, or lost on its way.
             return
-        decode = self.decode[flight.placement.decode]
-        if decode.index in self.view.decode_order:
-            decode.join(flight, now)
-        else:
-            self._lose(flight, now)
+        flight.arrives_s = 0.0
+        self.decode[flight.placement.decode].join(flight, now)
 
     def _decoded(self, flight: Flight, now: float) -> None:
         self._unassign(flight)
-        self.conductor.decode_done(flight.request, flight.request.output_tokens, flight.tbt_s or 0.0, now)
+        generated = flight.request.output_tokens if flight.past is None else flight.past.request.output_tokens
+        self.conductor.decode_done(flight.request, generated, flight.tbt_s or 0.0, now)
         if self._recorder is not None:
             self._recorder.decoded(flight, self.decode[flight.placement.decode].name, now)
         self._end(flight.request, COMPLETED, now, flight)
@@ -334,15 +355,25 @@ class Simulation:
     def _end(self, request: TraceRequest, outcome: str, now: float, flight: Flight | None = None) -> None:
         self._flights.pop(request.id, None)
         served = flight is not None and flight.first_token_s > 0
+        first_token_s = flight.first_token_s if flight is not None and served else None
+        prefill = flight.placement.prefill if flight is not None else None
+        hit_tokens = flight.placement.reused_tokens if flight is not None else 0
+        tokens = int(served)
+        past = flight.past if flight is not None else self._interrupted.pop(request.id, None)
+        if past is not None:
+            request, tokens = past.request, past.tokens + tokens
+            first_token_s, prefill, hit_tokens = past.first_token_s, past.prefill, past.hit_tokens
+            # Its user has seen tokens: that is no clean refusal.
+            outcome = FAILED if outcome == REJECTED else outcome
         self._outcomes[request.id] = RequestOutcome(
             request.id,
             request.arrival_s,
             request.input_tokens,
-            request.output_tokens if outcome == COMPLETED else int(served),
-            flight.first_token_s - request.arrival_s if flight is not None and served else None,
+            request.output_tokens if outcome == COMPLETED else tokens,
+            None if first_token_s is None else first_token_s - request.arrival_s,
             flight.tbt_s if flight is not None else None,
-            flight.placement.reused_tokens if flight is not None else 0,
-            self.prefill[flight.placement.prefill].name if flight is not None else "",
+            hit_tokens,
+            "" if prefill is None else self.prefill[prefill].name,
             self.decode[flight.placement.decode].name if flight is not None else "",
             outcome,
             now,
@@ -350,6 +381,9 @@ class Simulation:
 
     def _join(self, node: int, now: float) -> None:
         """A node starts to serve, with an empty cache."""
+        if node in self._up:
+            return
+        self._up[node] = now
         if self.config.coupled or node < self.config.prefill:
             self.view.prefill_order.set(node, now)
         if self.config.coupled or node >= self.config.prefill:
@@ -357,27 +391,83 @@ class Simulation:
             self.view.decode_order.set(index, self.decode[index].times.decode_s(0, 0))
 
     def _fail(self, node: int, now: float) -> None:
-        """A node dies with its KV. Prompts that it had not finished are placed again; what it decoded is lost."""
-        decoding = node if self.config.coupled else node - self.config.prefill
+        """A node dies with its KV. Requests that lose by it are placed again, with the tokens that they have got."""
+        if node not in self._up:
+            return
+        self._lives.append((node, self._up.pop(node), now))
+        self.nics[node] = Nic()
         lost: list[Flight] = []
-        if self.config.coupled or decoding < 0:
+        if self.config.coupled or node < self.config.prefill:
             self.view.prefill_order.discard(node)
             self.view.directory.remove(node, self.caches[node].clear())
-        if decoding >= 0:
-            self.view.decode_order.discard(decoding)
-            lost = self.decode[decoding].fail()
+            lost += self.prefill[node].fail(now)
+            lost += self._cut_off(node, now)
         else:
-            lost = self.prefill[node].fail()
-        for flight in lost:
-            if flight.first_token_s > 0:
-                self._lose(flight, now)
-            else:
-                self.conductor.forget(flight.request)
-                self._unassign(flight)
-                self._arrive(flight.request, now)
+            index = node - self.config.prefill
+            self.view.decode_order.discard(index)
+            lost += self.decode[index].fail(now)
+            lost += self._redirect(index, now)
+        if self.config.coupled:
+            self.view.decode_order.discard(node)
+        for flight in sorted(lost, key=lambda flight: flight.request.id):
+            self._rerun(flight, now)
 
-    def _lose(self, flight: Flight, now: float) -> None:
-        self.conductor.forget(flight.request)
+    def _cut_off(self, prefill: int, now: float) -> list[Flight]:
+        """Requests whose KV was on its way from a prefill node that died: to their decode node, or to be reused."""
+        lost = []
+        for flight in self._flights.values():
+            if flight.placement.prefill == prefill and flight.arrives_s >= now:
+                flight.remember([], flight.first_token_s)
+                lost.append(flight)
+            elif flight.placement.source == prefill and flight.pulled_s > now and not flight.first_token_s:
+                self._withdraw(flight, now)
+                lost.append(flight)
+        return lost
+
+    def _redirect(self, decode: int, now: float) -> list[Flight]:
+        """Finds other decode nodes for requests promised to one that died; those for which there is none."""
+        lost = []
+        for flight in self._flights.values():
+            if flight.placement.decode != decode or (flight.first_token_s and flight.arrives_s < now):
+                continue
+            placement = self.conductor.redirect(flight.request)
+            if placement is None:
+                lost.append(flight)
+                continue
+            self._unassign(flight)
+            flight.placement = placement
+            side = self.decode[placement.decode]
+            self.view.decode_order.set(side.index, side.assign(flight, 1))
+            if flight.first_token_s:
+                self._send(flight, now, now)
+        for flight in lost:
+            if flight.first_token_s:
+                flight.remember([], flight.first_token_s)
+            else:
+                self._withdraw(flight, now)
+        return lost
+
+    def _withdraw(self, flight: Flight, now: float) -> None:
+        """Takes an unfinished prefill back from a node, and with it the blocks that it would have brought."""
+        placement, size = flight.placement, self.view.block_size
+        node = self.prefill[placement.prefill]
+        if isinstance(node, PrefillSide):
+            node.withdraw(flight, now)
+            self._rank(node)
+            fresh = flight.request.block_ids[(placement.reused_tokens - placement.pulled_tokens) // size :]
+            self.view.directory.remove(placement.prefill, node.cache.discard(fresh))
+
+    def _rerun(self, flight: Flight, now: float) -> None:
+        """Places a request again that lost its KV."""
+        request, past = flight.request, flight.past
+        self.conductor.forget(request)
         self._unassign(flight)
+        del self._flights[request.id]
         self._wasted_s += flight.compute_s
-        self._end(flight.request, FAILED, now, flight)
+        if not flight.first_token_s:
+            self._prefill_s += flight.compute_s
+        if past is not None:
+            request = past.rest(self.view.block_size, now)
+            self._interrupted[request.id] = past
+        self._reruns += 1
+        self._arrive(request, now)

@@ -12,7 +12,7 @@ from serving.simulator.cache import NodeCache
 from serving.simulator.dry_engine import DryEngine, Progress, engine_request
 from serving.simulator.errors import SimulatorError
 from serving.simulator.flight import Flight
-from serving.simulator.gaps import Progression, iterations_within, longest_mean, progression_sum
+from serving.simulator.gaps import Progression, iterations_within, progression_sum
 from serving.simulator.performance import Performance
 from serving.simulator.steps import StepWork
 from serving.workload.requests import TraceRequest
@@ -105,8 +105,16 @@ class EngineNode:
         self.present += 1
         self.present_tokens += flight.request.input_tokens
 
-    def fail(self) -> list[Flight]:
-        """Drops everything; returns what was here."""
+    def fail(self, now: float) -> list[Flight]:
+        """Drops everything; returns what was here, each with what it had got until now as its past."""
+        if self._planned:
+            done = min(iterations_within(self._first, self._step, now - self._start_s), self._planned - 1)
+            end_s = self._start_s + progression_sum(self._first, self._step, done)
+            for progress in self._engine.complete(done) if done else ():
+                self._progressed(progress, done, end_s)
+        for member in self._members.values():
+            if member.flight.first_token_s > 0:
+                member.flight.remember(member.gaps, member.last_token_s)
         lost = [member.flight for member in self._members.values()]
         self._members.clear()
         self._engine = DryEngine(self._model)
@@ -164,7 +172,7 @@ class EngineNode:
             if not progress.first:
                 self.present -= 1
                 self.present_tokens -= flight.request.input_tokens
-                flight.tbt_s = longest_mean(member.gaps, max(1, (flight.request.output_tokens - 1) // 10))
+                flight.tbt_s = flight.longest_gaps_s(member.gaps)
                 self._finished(flight, now)
 
     def _first_token(self, flight: Flight, cached_tokens: int, now: float) -> None:

@@ -1,9 +1,43 @@
 """A request on its way through the simulated cluster."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from serving.conductor import Placement
+from serving.simulator.gaps import Progression, longest_mean
 from serving.workload.requests import TraceRequest
+
+
+@dataclasses.dataclass(slots=True)
+class Past:
+    """What a request had got when a node died under it; it goes on elsewhere from there.
+
+    Attributes:
+        request: as it arrived.
+        prefill: index of the instance that gave its first token; `hit_tokens` were reused there.
+        first_token_s, last_token_s: when those came.
+        tokens: generated until then.
+        gaps: between all tokens so far.
+    """
+
+    request: TraceRequest
+    prefill: int
+    hit_tokens: int
+    first_token_s: float
+    last_token_s: float
+    tokens: int
+    gaps: list[Progression]
+
+    def rest(self, block_size: int, now: float) -> TraceRequest:
+        """What is left to do: the generated tokens are prompt now, behind the blocks that were full."""
+        request = self.request
+        return dataclasses.replace(
+            request,
+            arrival_s=now,
+            input_tokens=request.input_tokens + self.tokens,
+            output_tokens=request.output_tokens - self.tokens,
+            block_ids=request.block_ids[: request.input_tokens // block_size],
+        )
 
 
 @dataclasses.dataclass(slots=True)
@@ -11,10 +45,12 @@ class Flight:
     """Mutable state of one request; times in seconds of the simulation.
 
     Attributes:
+        past: what it had got before a node died, if one did.
         pulled_s: when KV pulled from another node is here.
         ssd_tokens: reused tokens that the prefill node must read from SSD.
         prefill_s: execution of its prefill, waiting for KV to load included.
         compute_s: device time of its prefill.
+        arrives_s: when its KV is in the decode node, while it is on its way.
         first_gap_s: from the first token to the second.
         tbt_s: mean of its longest tenth of gaps, once it ended.
         log_start: first entry of the batch's log that it saw.
@@ -22,12 +58,40 @@ class Flight:
 
     request: TraceRequest
     placement: Placement
+    past: Past | None = None
     pulled_s: float = 0.0
     ssd_tokens: int = 0
     started_s: float = 0.0
     prefill_s: float = 0.0
     compute_s: float = 0.0
     first_token_s: float = 0.0
+    arrives_s: float = 0.0
     first_gap_s: float = 0.0
     log_start: int = 0
     tbt_s: float | None = None
+
+    def remember(self, gaps: list[Progression], last_token_s: float) -> None:
+        """Keeps what it got on a node that is dying: `gaps` since its last prefill."""
+        tokens = 1 + sum(count for _, _, count in gaps)
+        if self.past is None:
+            placement = self.placement
+            self.past = Past(
+                self.request,
+                placement.prefill,
+                placement.reused_tokens,
+                self.first_token_s,
+                last_token_s,
+                tokens,
+                [*gaps],
+            )
+            return
+        self.past.gaps += gaps
+        self.past.tokens += tokens
+        self.past.last_token_s = last_token_s
+
+    def longest_gaps_s(self, gaps: Iterable[Progression]) -> float:
+        """TBT: mean of the longest tenth of all gaps, `gaps` being those since its last prefill."""
+        past = self.past
+        if past is None:
+            return longest_mean(gaps, max(1, (self.request.output_tokens - 1) // 10))
+        return longest_mean([*past.gaps, *gaps], max(1, (past.request.output_tokens - 1) // 10))

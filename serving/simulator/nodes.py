@@ -76,13 +76,32 @@ class PrefillSide:
         if self.running is None:
             self._start(now)
 
-    def fail(self) -> list[Flight]:
+    def fail(self, now: float) -> list[Flight]:
         """Drops everything; returns what was here."""
-        lost = [flight for _, _, flight in self._queue] + ([self.running] if self.running else [])
+        lost = [flight for _, _, flight in self._queue]
         self._queue.clear()
-        self._queued_s, self._busy_until_s, self.running = 0.0, 0.0, None
-        self._epoch += 1
+        self._queued_s = 0.0
+        if self.running is not None:
+            lost.append(self.running)
+            self._abort(self.running, now)
         return lost
+
+    def withdraw(self, flight: Flight, now: float) -> None:
+        """Gives up a request that waits or runs here."""
+        if flight is self.running:
+            self._abort(flight, now)
+            if self._queue:
+                self._start(now)
+            return
+        self._queue = [entry for entry in self._queue if entry[2] is not flight]
+        self._queued_s -= flight.placement.predicted_prefill_s
+
+    def _abort(self, flight: Flight, now: float) -> None:
+        """Stops the running prefill; its device time is what was spent until now."""
+        self.running = None
+        flight.compute_s *= (now - flight.started_s) / flight.prefill_s
+        self._busy_until_s = now
+        self._epoch += 1
 
     def _start(self, now: float) -> None:
         _, _, flight = self._queue.pop(0)
@@ -197,11 +216,21 @@ class CoupledNode(DecodeSide):
         del now
         self.waiting.append(flight)
 
-    def fail(self) -> list[Flight]:
-        lost = [*super().fail(), *self._prompts]
+    def fail(self, now: float) -> list[Flight]:
+        if self._prompts:
+            self._abort(self._prompts[0], now)
+        lost = [*super().fail(now), *self._prompts]
         self._prompts.clear()
         self._prompts_s, self._computed, self._piece, self._stalled = 0.0, 0, 0, False
         return lost
+
+    def _abort(self, flight: Flight, now: float) -> None:
+        """Stops the first prompt; its device time is what was spent until now, of chunks those that are done."""
+        if self._stalled:
+            flight.compute_s *= (now - flight.started_s) / flight.prefill_s
+        elif self._computed:
+            reused = flight.placement.reused_tokens
+            flight.compute_s = self.costs.prefill_s(reused + self._computed, reused)
 
     def _change(self, now: float) -> None:
         if self._prompts and not self._chunk:
