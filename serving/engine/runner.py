@@ -1,7 +1,6 @@
 """The device side of an engine: weights, the KV pool and the jitted step over them."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from kvcache.pages import KVLayout, PagedKVCache
 from model.config import ModelConfig
-from model.kernels.paged_attention import paged_attention, write_kv
+from model.kernels.paged_attention import write_and_attend
 from model.sharding import KV_SPEC, shard_attend, shard_model
 from model.transformer import Attend, Definition, Transformer, merge, split
 from serving.engine.batch import Bucket, StepInputs
@@ -24,26 +23,28 @@ _FREE_MEMORY_SHARE = 0.9
 def paged_attend(
     config: ModelConfig, layout: KVLayout, inputs: StepInputs, bucket: Bucket, implementation: str | None
 ) -> Attend:
-    """Attention of one step over the paged cache: writes this step's KV, then decode rows, then prompt chunks."""
+    """Attention of one step over the paged cache: writes this step's KV, then attends decode rows and prompt chunks."""
     decode = bucket.decode_rows
 
     def attend(layer: int, q: Array, k: Array, v: Array, cache: PagedKVCache) -> tuple[Array, PagedKVCache]:
         first_page = layer * layout.num_pages
         slots = jnp.where(inputs.slots < 0, -1, inputs.slots + first_page * layout.page_size)
-        pool_k, pool_v = write_kv(cache.k, cache.v, k, v, slots)
-        cache = PagedKVCache(pool_k, pool_v, layout)
-        table = inputs.page_table + first_page
-        attention = functools.partial(
-            paged_attention, sliding_window=config.window(layer), implementation=implementation
+        starts = jnp.concatenate([jnp.arange(decode, dtype=jnp.int32), decode + inputs.prefill_starts])
+        # One call for all rows: a second one that writes what the first has read would copy the pool on some backends.
+        out, pool_k, pool_v = write_and_attend(
+            q,
+            k,
+            v,
+            slots,
+            cache,
+            inputs.page_table + first_page,
+            inputs.lengths,
+            starts,
+            max_query_len=bucket.prefill_tokens if bucket.prefill_rows else 1,
+            sliding_window=config.window(layer),
+            implementation=implementation,
         )
-        outs: list[Any] = []
-        if decode:
-            starts = jnp.arange(decode + 1, dtype=jnp.int32)
-            outs.append(attention(q[:decode], cache, table[:decode], inputs.lengths[:decode], starts, max_query_len=1))
-        if bucket.prefill_rows:
-            rows = (table[decode:], inputs.lengths[decode:], inputs.prefill_starts)
-            outs.append(attention(q[decode:], cache, *rows, max_query_len=bucket.prefill_tokens))
-        return (jnp.concatenate(outs) if len(outs) > 1 else outs[0]), cache
+        return out, PagedKVCache(pool_k, pool_v, layout)
 
     return attend
 

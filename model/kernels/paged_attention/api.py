@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, target, xla
-from model.kernels.paged_attention.problem import KVPool, Pools, Problem, Ragged, pools_of, problem_of
+from model.kernels.paged_attention.problem import KVPool, NewKV, Pools, Problem, Ragged, pools_of, problem_of
 
 _BACKENDS: dict[str, types.ModuleType] = {
     "cpu_ffi": cpu_ffi,
@@ -77,6 +77,74 @@ def paged_attention(
     return (out, lse) if return_lse else out
 
 
+def write_and_attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    slots: jax.Array,
+    cache: KVPool,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    query_starts: jax.Array,
+    *,
+    max_query_len: int,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One step of a layer: `write_kv` of its tokens, then `paged_attention` of their queries; one kernel on TPU.
+
+    A page that is written must be in the table of one row only. Of such a page, slots past the row's end may change.
+
+    Args:
+      q: as in `paged_attention`, and so are the arguments from `cache` on.
+      k: `[tokens, kv_heads, head_dim]`, the keys of q's tokens; cast to the pool's dtype.
+      v: like `k`.
+      slots: as in `write_kv`, of all tokens: where `page_table` puts each row's last tokens, and negative for padding.
+        The kernels for TPU go by the table.
+
+    Returns:
+      (out `[tokens, q_heads, head_dim]` in q's dtype, K pool, V pool); the pools are written in place where donated.
+
+    Raises:
+      ValueError: arguments that do not fit each other, or one-byte pools, whose scales this does not make.
+      NotImplementedError: as `paged_attention`.
+    """
+    pools, ragged = pools_of(cache), Ragged(page_table, lengths, query_starts)
+    problem = problem_of(
+        q,
+        pools,
+        ragged,
+        max_query_len=max_query_len,
+        scale=scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+    )
+    if problem.quantized:
+        raise ValueError(f"`cache` holds {problem.kv_dtype}; only pools of unscaled values can be written here.")
+    new = _new_kv(pools.k, pools.v, k, v, slots)
+
+    def write_first(attend, q, new, slots, pools, ragged):
+        pools = Pools(*_write(pools.k, pools.v, new, slots))
+        return *attend(q, pools, ragged), pools
+
+    def fused(q, new, slots, pools, ragged):
+        del slots
+        return pallas_tpu.write_and_attend(problem, q, new, pools, ragged)
+
+    def step(name: str):
+        return fused if name == "pallas_tpu" else partial(write_first, partial(_BACKENDS[name].attend, problem))
+
+    if implementation is not None:
+        _check(implementation, problem)
+        out, _, written = step(implementation)(q, new, slots, pools, ragged)
+    else:
+        steps = {platform: step(name) for platform, name in _fastest(problem).items()}
+        out, _, written = _by_platform(q, new, slots, pools, ragged, **steps)
+    return out, written.k, written.v
+
+
 def write_kv(
     cache_k: jax.Array, cache_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -92,13 +160,21 @@ def write_kv(
     Returns:
       The two pools.
     """
-    k, v = k.astype(cache_k.dtype), v.astype(cache_v.dtype)
+    return _write(cache_k, cache_v, _new_kv(cache_k, cache_v, k, v, slots), slots)
+
+
+def _new_kv(cache_k: jax.Array, cache_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> NewKV:
+    """`k` and `v` in the pools' dtypes, checked to fit pools and slots."""
     for name, x, pool in (("k", k, cache_k), ("v", v, cache_v)):
         if x.shape != (slots.shape[0], pool.shape[1], pool.shape[3]):
             expected = [slots.shape[0], pool.shape[1], pool.shape[3]]
             raise ValueError(f"`{name}` is {list(x.shape)}; for these slots and pools it must be {expected}.")
+    return NewKV(k.astype(cache_k.dtype), v.astype(cache_v.dtype))
+
+
+def _write(cache_k: jax.Array, cache_v: jax.Array, new: NewKV, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
     on_cpu = cpu_ffi.write_kv if cpu_library.unavailable() is None else _scatter
-    return _by_platform(cache_k, cache_v, k, v, slots, cpu=on_cpu, default=_scatter)
+    return _by_platform(cache_k, cache_v, *new, slots, cpu=on_cpu, default=_scatter)
 
 
 def _scatter(
@@ -125,21 +201,31 @@ def _by_platform(*operands, cpu, default, **others):
 
 def _attend(problem: Problem, implementation: str | None, q: jax.Array, pools: Pools, ragged: Ragged):
     if implementation is None:
-        on_cpu = xla if cpu_ffi.unsupported(problem) else cpu_ffi
-        # XLA for TPU lays out pools of half a tile's lanes unlike what a kernel takes: they would be copied each time.
-        on_tpu = xla if pallas_tpu.unsupported(problem) or problem.head_dim % 128 else pallas_tpu
-        on_cuda = xla if mosaic_gpu.unsupported(problem) else mosaic_gpu
-        by_platform = {
-            "cpu": on_cpu.attend,
-            "cuda": on_cuda.attend,
-            "tpu": on_tpu.attend,
-            "default": xla.attend,
-        }
-        return _by_platform(q, pools, ragged, **{name: partial(run, problem) for name, run in by_platform.items()})
+        backends = {platform: _BACKENDS[name] for platform, name in _fastest(problem).items()}
+        return _by_platform(
+            q, pools, ragged, **{platform: partial(one.attend, problem) for platform, one in backends.items()}
+        )
+    _check(implementation, problem)
+    return _BACKENDS[implementation].attend(problem, q, pools, ragged)
+
+
+def _fastest(problem: Problem) -> dict[str, str]:
+    """By platform, the backend that is fastest for a case that nobody chose one for."""
+    # XLA for TPU lays out pools of half a tile's lanes unlike what a kernel takes: they would be copied each time.
+    on_tpu = pallas_tpu.unsupported(problem) is None and problem.head_dim % 128 == 0
+    return {
+        "cpu": "xla" if cpu_ffi.unsupported(problem) else "cpu_ffi",
+        "cuda": "xla" if mosaic_gpu.unsupported(problem) else "mosaic_gpu",
+        "tpu": "pallas_tpu" if on_tpu else "xla",
+        "default": "xla",
+    }
+
+
+def _check(implementation: str, problem: Problem) -> None:
+    """Refuses an implementation that is unknown, or that does not take this case."""
     if implementation not in _BACKENDS:
         raise ValueError(f"`implementation` is {implementation!r}; it must be one of {IMPLEMENTATIONS} or None.")
     if _BACKENDS[implementation].unsupported(problem) is not None:
         reasons = {name: backend.unsupported(problem) or "takes it" for name, backend in _BACKENDS.items()}
         lines = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
         raise NotImplementedError(f"`implementation={implementation!r}` does not take this case:{lines}")
-    return _BACKENDS[implementation].attend(problem, q, pools, ragged)

@@ -34,6 +34,13 @@ class Pools(NamedTuple):
     v_scale: jax.Array | None = None
 
 
+class NewKV(NamedTuple):
+    """Keys and values of the tokens of `q`, `[tokens, kv_heads, head_dim]` in the pools' dtype, still to be written."""
+
+    k: jax.Array
+    v: jax.Array
+
+
 class Ragged(NamedTuple):
     """Which tokens belong to which row, all int32.
 

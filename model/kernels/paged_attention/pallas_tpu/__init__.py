@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from model.kernels.paged_attention.manual import vary_alike
-from model.kernels.paged_attention.pallas_tpu import decode, prefill
-from model.kernels.paged_attention.problem import Pools, Problem, Ragged
+from model.kernels.paged_attention.pallas_tpu import decode, prefill, write
+from model.kernels.paged_attention.problem import NewKV, Pools, Problem, Ragged
 
 _Q_DTYPES = ("float32", "bfloat16")
 _KV_DTYPES = (*_Q_DTYPES, "int8", "float8_e4m3fn", "float8_e5m2")
@@ -37,10 +37,20 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
     Jitted, so that the layers of a model trace and lower it once.
     """
     q, *rest = vary_alike(q, *(pool for pool in pools if pool is not None), *ragged)
-    return _attend(problem, q, Pools(*rest[:-3]), Ragged(*rest[-3:]))
+    out, lse, _ = _attend(problem, q, None, Pools(*rest[:-3]), Ragged(*rest[-3:]))
+    return out, lse
 
 
-def _attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged):
+@functools.partial(jax.jit, static_argnums=0)
+def write_and_attend(
+    problem: Problem, q: jax.Array, new: NewKV, pools: Pools, ragged: Ragged
+) -> tuple[jax.Array, jax.Array, Pools]:
+    """`attend` of queries whose own KV, `new`, is not in the pools yet; and the pools with it, in place if donated."""
+    q, *rest = vary_alike(q, *new, *pools[:2], *ragged)
+    return _attend(problem, q, NewKV(*rest[:2]), Pools(*rest[2:4]), Ragged(*rest[4:]))
+
+
+def _attend(problem: Problem, q: jax.Array, new: NewKV | None, pools: Pools, ragged: Ragged):
     """Decode rows by one kernel, chunks by another; neither moves a page for the rows of the other."""
     starts, counts = ragged.query_starts[:-1], jnp.diff(ragged.query_starts)
     filled = ragged.lengths > 0
@@ -48,7 +58,10 @@ def _attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged):
     rows, _, count = _items(decodes.astype(jnp.int32), problem.rows)
     attend_decodes = functools.partial(decode.attend, problem, rows, count)
     if problem.max_query_len == 1:
-        return _masked(_of_tokens(problem, ragged, decodes), *attend_decodes(q, starts, pools, ragged))
+        out, lse, *written = attend_decodes(q, starts, pools, ragged, new)
+        return *_masked(_of_tokens(problem, ragged, decodes), out, lse), Pools(*written) if written else pools
+    if new is not None:
+        pools = _write_chunks(problem, prefills, new, pools, ragged)
     block = prefill.query_block(problem)
     first, last = starts // block, (ragged.query_starts[1:] - 1) // block
     most = (problem.tokens + block - 1) // block + min(problem.rows, problem.tokens // 2)
@@ -57,9 +70,19 @@ def _attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged):
     results = prefill.attend(problem, item_rows, blocks, item_count, q, pools, ragged)
     out, lse = _masked(_of_tokens(problem, ragged, prefills), *results)
     own = jnp.arange(problem.rows, dtype=jnp.int32)
-    out_rows, lse_rows = attend_decodes(q.at[starts].get(mode="clip"), own, pools, ragged)
+    new_rows = None if new is None else NewKV(*(x.at[starts].get(mode="clip") for x in new))
+    out_rows, lse_rows, *written = attend_decodes(q.at[starts].get(mode="clip"), own, pools, ragged, new_rows)
     where = jnp.where(decodes, starts, problem.tokens)
-    return out.at[where].set(out_rows, mode="drop"), lse.at[where].set(lse_rows, mode="drop")
+    out, lse = out.at[where].set(out_rows, mode="drop"), lse.at[where].set(lse_rows, mode="drop")
+    return out, lse, Pools(*written) if written else pools
+
+
+def _write_chunks(problem: Problem, prefills: jax.Array, new: NewKV, pools: Pools, ragged: Ragged) -> Pools:
+    """The pools with the KV of the rows that prefill."""
+    counts, size = jnp.diff(ragged.query_starts), problem.page_size
+    first, last = (ragged.lengths - counts) // size, (ragged.lengths - 1) // size
+    rows, nth, count = _items(jnp.where(prefills, last - first + 1, 0), write.most_pages(problem))
+    return write.write(problem, rows, first[rows] + nth, count, new, pools, ragged)
 
 
 def _items(counts: jax.Array, most: int) -> tuple[jax.Array, jax.Array, jax.Array]:

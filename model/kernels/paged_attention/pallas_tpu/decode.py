@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from model.kernels.paged_attention.manual import result_type
 from model.kernels.paged_attention.pallas_tpu import stream
 from model.kernels.paged_attention.pallas_tpu.stream import LOWEST, PageStream, Span
-from model.kernels.paged_attention.problem import Pools, Problem, Ragged
+from model.kernels.paged_attention.problem import NewKV, Pools, Problem, Ragged
 
 # Of keys, and as much of values, in flight while as much is worked on: latency times bandwidth, with room.
 _BLOCK_BYTES = 1 << 20
@@ -26,7 +26,8 @@ def attend(
     queries: jax.Array,
     pools: Pools,
     ragged: Ragged,
-) -> tuple[jax.Array, jax.Array]:
+    new: NewKV | None = None,
+) -> tuple[jax.Array, ...]:
     """Attends the one query of each of some rows.
 
     Args:
@@ -37,9 +38,12 @@ def attend(
       queries: int32 `[rows]`, ascending: which of `q` is whose.
       pools: as everywhere.
       ragged: as everywhere.
+      new: keys and values of the rows' last tokens, `[n, kv_heads, head_dim]` beside `q`, which the pools do not hold
+        yet: the kernel brings a row's last page to VMEM anyway, puts them in there and sends the page's tile back.
 
     Returns:
-      (out `[n, q_heads, head_dim]`, lse float32 `[n, q_heads]`), written only where those queries are.
+      (out `[n, q_heads, head_dim]`, lse float32 `[n, q_heads]`), written only where those queries are; with `new` also
+      the two pools, which are the same memory where they are donated.
     """
     cores = stream.cores(problem)
     tokens, heads, kv_heads = q.shape[0], problem.q_heads // cores, problem.kv_heads // cores
@@ -53,59 +57,101 @@ def attend(
 
     query = pl.BlockSpec((1, 1, heads, problem.head_dim), at_query)
     lse = pl.BlockSpec((1, 1, 1, heads), at_query)
+    in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
     pools_in_use = tuple(pool for pool in pools if pool is not None)
+    new_kv = [] if new is None else [x.reshape(tokens, cores, kv_heads, problem.head_dim) for x in new]
+    written = [] if new is None else list(pools_in_use)
+    first_pool = 5 + 1 + len(new_kv)
     call = pl.pallas_call(
-        functools.partial(_kernel, problem, block_pages, kv_heads),
+        functools.partial(_kernel, problem, block_pages, kv_heads, new is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(cores, rows.shape[0]),
-            in_specs=[query, *[pl.BlockSpec(memory_space=pltpu.HBM)] * len(pools_in_use)],
-            out_specs=[query, lse],
-            scratch_shapes=stream.scratch_shapes(problem, block_pages, kv_heads),
+            in_specs=[
+                query,
+                *[pl.BlockSpec((1, 1, kv_heads, problem.head_dim), at_query)] * len(new_kv),
+                *[in_hbm] * len(pools_in_use),
+            ],
+            out_specs=[query, lse, *[in_hbm] * len(written)],
+            scratch_shapes=[
+                *stream.scratch_shapes(problem, block_pages, kv_heads),
+                *[pltpu.SemaphoreType.DMA(())] * (new is not None),
+            ],
         ),
         out_shape=[
             result_type((tokens, cores, heads, problem.head_dim), q.dtype, like=q),
             result_type((tokens, cores, 1, heads), jnp.float32, like=q),
+            *[result_type(pool.shape, pool.dtype, like=pool) for pool in written],
         ],
+        input_output_aliases={first_pool + i: 2 + i for i in range(len(written))},
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=stream.VMEM_LIMIT
         ),
-        cost_estimate=_cost(problem, q),
+        cost_estimate=_cost(problem, q, new is not None),
         name="paged_attention_decode",
         interpret=stream.interpret(),
     )
     table = ragged.page_table.reshape(-1)
-    out, lse = call(
+    out, lse, *written = call(
         rows,
         count,
         ragged.lengths,
         queries,
         table,
         q.reshape(tokens, cores, heads, problem.head_dim),
+        *new_kv,
         *pools_in_use,
     )
-    return out.reshape(q.shape), lse.reshape(q.shape[:2])
+    return out.reshape(q.shape), lse.reshape(q.shape[:2]), *written
 
 
-def _cost(problem: Problem, q: jax.Array) -> pl.CostEstimate:
+def _cost(problem: Problem, q: jax.Array, writes: bool) -> pl.CostEstimate:
     """As if every row decoded at its longest, but for those that as few as possible full chunks take."""
     chunks = -(-max(problem.tokens - problem.rows, 0) // max(problem.max_query_len - 1, 1))
-    keys = (problem.rows - min(chunks, problem.rows)) * stream.most_keys(problem, queries=1)
+    rows = problem.rows - min(chunks, problem.rows)
+    keys = rows * stream.most_keys(problem, queries=1)
+    # A token comes in, and the tile that it is in goes out.
+    written = rows * (1 + stream.tile_rows(problem)) if writes else 0
     return pl.CostEstimate(
         flops=4 * problem.q_heads * problem.head_dim * keys,
         transcendentals=problem.q_heads * keys,
-        bytes_accessed=stream.kv_token_bytes(problem) * keys + q.size * (2 * q.dtype.itemsize) + 4 * q.shape[0],
+        bytes_accessed=stream.kv_token_bytes(problem) * (keys + written)
+        + q.size * (2 * q.dtype.itemsize)
+        + 4 * q.shape[0],
     )
 
 
-def _kernel(problem: Problem, block_pages: int, kv_heads: int, rows, count, lengths, queries, table, q_ref, *refs):
+def _kernel(
+    problem: Problem,
+    block_pages: int,
+    kv_heads: int,
+    writes: bool,
+    rows,
+    count,
+    lengths,
+    queries,
+    table,
+    q_ref,
+    *refs,
+):
     del queries
+    new, refs = refs[: (n := 2 if writes else 0)], refs[n:]
     pools, (out_ref, lse_ref, *scratch) = refs[: (n := 4 if problem.quantized else 2)], refs[n:]
+    if writes:
+        # The pools that come out are those that come in, now or once: all reads see what was written.
+        pools, scratch, written = scratch[:2], scratch[2:-1], scratch[-1]
     item, items = pl.program_id(1), count[0]
     heads, head_dim = q_ref.shape[2:]
     group, dtype = heads // kv_heads, stream.compute_dtype(problem)
     pages = PageStream(
-        problem, block_pages, kv_heads, pl.program_id(0) * kv_heads, table, pools, tuple(scratch[:-2]), *scratch[-2:]
+        problem,
+        block_pages,
+        kv_heads,
+        pl.program_id(0) * kv_heads,
+        table,
+        tuple(pools),
+        tuple(scratch[:-2]),
+        *scratch[-2:],
     )
 
     def span(item) -> Span:
@@ -120,10 +166,26 @@ def _kernel(problem: Problem, block_pages: int, kv_heads: int, rows, count, leng
         length = lengths[rows[item]]
         q = q_ref[0, 0].astype(dtype)
 
+        page = table[rows[item] * problem.max_pages + (length - 1) // problem.page_size]
+        offset = (length - 1) % problem.page_size
+
         def visit(slot, first_key, state):
             peak, total, weighted = state
             valid = length - first_key
+            if writes:
+
+                @pl.when(valid <= pages.block_tokens)
+                def _append():
+                    pages.append(slot, (valid - 1) // problem.page_size, offset, *(x.at[0, 0] for x in new))
+
             pages.clear_values(slot, valid)
+            if writes:
+
+                @pl.when(valid <= pages.block_tokens)
+                def _write_back():
+                    for copy in pages.write_back(slot, (valid - 1) // problem.page_size, page, offset, written):
+                        copy.start()
+
             # All query heads against the keys of each KV head, of which a group's rows count: the matrix unit has rows
             # to spare, and softmax then runs over full registers instead of one group's few rows.
             scores = _by_kv_head(
@@ -158,6 +220,9 @@ def _kernel(problem: Problem, block_pages: int, kv_heads: int, rows, count, leng
         )
         following = span(jnp.minimum(item + 1, items - 1))
         peak, total, weighted = pages.walk(span(item), following, item == 0, item + 1 == items, visit, nothing)
+        if writes:
+            for copy in pages.write_back(0, 0, page, offset, written):
+                copy.wait()
         out_ref[0, 0] = (weighted / total).astype(out_ref.dtype)
         # A column into a row, without a transposition.
         row, column = (lax.broadcasted_iota(jnp.int32, (heads, heads), axis) for axis in (0, 1))

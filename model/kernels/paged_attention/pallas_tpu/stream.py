@@ -131,6 +131,33 @@ class PageStream:
 
             lax.fori_loop(jnp.maximum(valid, 0) // size, self.block_pages, one_page, 0)
 
+    def append(self, slot, index, offset, k_row: Any, v_row: Any) -> None:
+        """Puts a token's keys and values, refs `[heads, head_dim]`, into a block: at `offset` of its page `index`."""
+        start, rows = self._tile_of(offset)
+        for row, buffer in ((k_row, self.buffers[0]), (v_row, self.buffers[1])):
+            for head in range(self.heads):
+                here = (slot, index, head, pl.ds(start, rows))
+                tile = buffer[*here].astype(jnp.float32)
+                new = row[pl.ds(head, 1), :].astype(jnp.float32)
+                token = start + lax.broadcasted_iota(jnp.int32, tile.shape, 0)
+                buffer[*here] = jnp.where(token == offset, new, tile).astype(buffer.dtype)
+
+    def write_back(self, slot, index, page, offset, written: Any) -> list[Any]:
+        """Copies to HBM what `append` changed, whole tiles as no less can be; `written` is their semaphore."""
+        start, rows = self._tile_of(offset)
+        heads = pl.ds(self.first_head, self.heads)
+        return [
+            pltpu.make_async_copy(
+                buffer.at[slot, index, :, pl.ds(start, rows)], pool.at[page, heads, pl.ds(start, rows)], written
+            )
+            for pool, buffer in zip(self.pools, self.buffers, strict=True)
+        ]
+
+    def _tile_of(self, offset) -> tuple[Any, int]:
+        """First slot of the tile that holds slot `offset` of a page, and how many slots a tile has."""
+        rows = tile_rows(self.problem)
+        return pl.multiple_of(offset // rows * rows, rows), rows
+
     def scales(self, which: int, slot, head) -> jax.Array | None:
         """Scales of one head's keys (0) or values (1) in a block, `[1, block_tokens]`; None where there are none."""
         if not self.problem.quantized:
@@ -154,6 +181,11 @@ def scratch_shapes(problem: Problem, block_pages: int, heads: int) -> list[Any]:
     if problem.quantized:
         buffers += [pltpu.VMEM(page, jnp.float32)] * 2
     return [*buffers, pltpu.SemaphoreType.DMA((2,)), pltpu.SMEM((1,), jnp.int32)]
+
+
+def tile_rows(problem: Problem) -> int:
+    """Tokens in a tile of the pools, 32 bytes of each lane: the least that can be copied."""
+    return 32 // problem.kv_dtype.itemsize
 
 
 def kv_token_bytes(problem: Problem) -> int:

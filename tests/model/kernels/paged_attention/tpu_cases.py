@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from model.kernels.paged_attention import paged_attention, write_kv
+from model.kernels.paged_attention import paged_attention, write_and_attend
 from tests.model.kernels.paged_attention import cases
 
 
@@ -87,14 +87,15 @@ CHUNKS = {
 }
 
 
-def write_then_attend_in_every_layer(step: Step, layers: int, cache, q, page_table, lengths, query_starts, k, v, slots):
+def write_and_attend_in_every_layer(step: Step, layers: int, cache, q, k, v, slots, page_table, lengths, query_starts):
     """A loop over layers whose pools are one carried array, as a transformer has it; the cache holds all layers."""
     pages = cache.k.shape[0] // layers
 
     def layer(carry, index):
         q, cache = carry
         there = jnp.where(slots < 0, slots, slots + index * pages * step.page_size)
-        cache = cases.Cache(*write_kv(*cache, k, v, there))
-        return (step.attend(cases.Batch(q, cache, page_table + index * pages, lengths, query_starts)), cache), None
+        ragged = (page_table + index * pages, lengths, query_starts)
+        out, *pools = write_and_attend(q, k, v, there, cache, *ragged, max_query_len=step.max_query_len)
+        return (out, cases.Cache(*pools)), None
 
     return jax.lax.scan(layer, (q, cache), jnp.arange(layers))[0]

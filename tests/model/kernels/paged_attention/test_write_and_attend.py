@@ -1,0 +1,83 @@
+"""A step that writes its KV and attends it, against dense attention over pools that hold it already."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+
+from model.kernels.paged_attention import cpu_library, write_and_attend
+from model.kernels.paged_attention.pallas_tpu import stream
+from tests.model.kernels.paged_attention import cases
+
+MIXED = [40, 17, 0, 96, 5, 64, 16], [20, 1, 0, 1, 5, 33, 1]
+DECODE = [1, 0, 15, 16, 17, 96, 33], [1, 0, 1, 1, 1, 1, 1]
+
+
+def new_tokens(batch: cases.Batch) -> tuple[np.ndarray, list[jax.Array]]:
+    """Slots of all tokens, -1 for padding, and their keys and values as the batch's pools hold them."""
+    table, lengths, starts = (np.asarray(x) for x in batch[2:])
+    size = batch.cache.k.shape[2]
+    slots = np.full(batch.q.shape[0], -1, np.int32)
+    for row, length in enumerate(lengths):
+        for token in range(starts[row], starts[row + 1]):
+            position = length - starts[row + 1] + token
+            slots[token] = table[row, position // size] * size + position % size
+    kv = [jnp.asarray(np.asarray(pool)[slots // size, :, slots % size]) for pool in batch.cache]
+    return slots, kv
+
+
+def emptied(pool: jax.Array, slots: np.ndarray) -> jax.Array:
+    size = pool.shape[2]
+    written = slots[slots >= 0]
+    return pool.at[written // size, :, written % size].set(jnp.nan)
+
+
+def check(batch: cases.Batch, max_query_len: int, **options) -> None:
+    slots, (k, v) = new_tokens(batch)
+    before = cases.Cache(*(emptied(pool, slots) for pool in batch.cache))
+    step = jax.jit(functools.partial(write_and_attend, max_query_len=max_query_len, **options))
+    out, *pools = step(batch.q, k, v, jnp.asarray(slots), before, *batch[2:])
+    options.pop("implementation")
+    expected, _ = cases.dense_attention(batch, **options)
+    owned = int(batch.query_starts[-1])
+    limit = cases.tolerance(str(batch.q.dtype))
+    np.testing.assert_allclose(np.asarray(out.astype(jnp.float32))[:owned], expected[:owned], rtol=limit, atol=limit)
+    for pool, whole in zip(pools, batch.cache, strict=True):
+        pool, whole = (np.asarray(x.astype(jnp.float32)) for x in (pool, whole))
+        held = ~np.isnan(whole)
+        np.testing.assert_array_equal(pool[held], whole[held])
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cpu_ffi", "pallas_tpu"])
+@pytest.mark.parametrize(
+    ("lengths", "queries", "dtype"),
+    [(*DECODE, "float32"), (*DECODE, "bfloat16"), (*MIXED, "bfloat16")],
+    ids=["decode float32", "decode bfloat16", "mixed"],
+)
+def test_writes_then_attends(implementation: str, lengths: list[int], queries: list[int], dtype: str) -> None:
+    if implementation == "cpu_ffi" and (reason := cpu_library.unavailable()):
+        pytest.skip(reason)
+    batch = cases.build(cases.Shape(dtype=dtype, head_dim=128), lengths, queries)
+    check(batch, max(queries), implementation=implementation)
+
+
+@pytest.mark.parametrize(("lengths", "queries"), [DECODE, MIXED], ids=["decode", "mixed"])
+def test_copies_to_and_from_the_pools_do_not_race(monkeypatch, lengths: list[int], queries: list[int]) -> None:
+    """With a window, so that spans begin anywhere; and nothing is copied before somebody waits for it."""
+    careful = pltpu.InterpretParams(detect_races=True, dma_execution_mode="on_wait")
+    monkeypatch.setattr(stream, "interpret", lambda: careful)
+    batch = cases.build(cases.Shape(head_dim=128, q_heads=2, kv_heads=1), lengths, queries)
+    check(batch, max(queries), implementation="pallas_tpu", sliding_window=20, soft_cap=3.0)
+    assert interpret_pallas_call.races is None or not interpret_pallas_call.races.races_found
+
+
+def test_pools_with_scales_are_refused() -> None:
+    batch = cases.build(cases.Shape(), *DECODE)
+    slots, (k, v) = new_tokens(batch)
+    cache = cases.quantize(batch.cache, "int8")
+    with pytest.raises(ValueError, match="`cache` holds int8"):
+        write_and_attend(batch.q, k, v, jnp.asarray(slots), cache, *batch[2:], max_query_len=1)
