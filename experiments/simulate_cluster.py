@@ -15,7 +15,7 @@ from attention_offload.errors import OffloadError
 from experiments.common.flags import SEED, out_folder
 from experiments.common.results import flat, print_table, start_meta, write_result
 from model.config import UnsupportedModelError
-from serving.conductor import SLO, ConductorConfig
+from serving.conductor import SLO, ConductorConfig, RoleConfig
 from serving.conductor.admission import ADMISSIONS
 from serving.conductor.conductor import QUEUE_ORDERS
 from serving.conductor.errors import ConductorError
@@ -49,6 +49,8 @@ ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Whom to refuse."
 THRESHOLD = flags.DEFINE_float("threshold", 1.0, "kvcache_balancing_threshold of kvcache_centric.")
 QUEUE = flags.DEFINE_enum("queue", "fifo", QUEUE_ORDERS, "Order of prefill queues.")
 FAIR = flags.DEFINE_bool("fair", False, "Share prefill evenly among competing tenants.")
+ROLES = flags.DEFINE_bool("roles", False, "Let nodes change between prefill and decode as the load asks.")
+SWITCH_S = flags.DEFINE_float("switch_s", 10.0, "What an empty node takes for that.", lower_bound=0.0)
 LEARN = flags.DEFINE_bool("learn", False, "Refine time estimates online.")
 EVICTION = flags.DEFINE_enum("eviction", "lru", EVICTIONS, "Of each node's KVCache.")
 HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a node in host memory.", lower_bound=0)
@@ -78,6 +80,7 @@ def _config(block_size: int) -> ClusterConfig:
         queue_order=QUEUE.value,
         fair=FAIR.value,
         learn=LEARN.value,
+        roles=RoleConfig() if ROLES.value else None,
         seed=SEED.value,
     )
     return ClusterConfig(
@@ -90,6 +93,7 @@ def _config(block_size: int) -> ClusterConfig:
         eviction=EVICTION.value,
         layer_wise=LAYER_WISE.value,
         chunk=CHUNK.value,
+        switch_s=SWITCH_S.value,
         failures=_timed_nodes("fail", FAIL.value),
         joins=_timed_nodes("join", JOIN.value),
     )
@@ -104,6 +108,7 @@ def _totals(result: SimulationResult, price_per_hour: float, started_cpu_s: floa
         "hit_rate_by_tier": {tier: tokens / max(1, prompt_tokens) for tier, tokens in result.hits_by_tier.items()},
         "rejections": result.rejections,
         "estimator_errors": result.errors,
+        "switches": result.switches,
         "reruns": result.reruns,
         "node_hours": result.node_hours,
         "cost": result.node_hours * price_per_hour,

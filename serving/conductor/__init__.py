@@ -4,6 +4,7 @@ from serving.conductor.conductor import Conductor as Conductor
 from serving.conductor.conductor import ConductorConfig as ConductorConfig
 from serving.conductor.estimators import TimeModel as TimeModel
 from serving.conductor.placement import ClusterView as ClusterView
+from serving.conductor.roles import RoleConfig as RoleConfig
 from serving.conductor.types import SLO as SLO
 from serving.conductor.types import Deferral as Deferral
 from serving.conductor.types import Placement as Placement

@@ -1,8 +1,9 @@
 """The Conductor: one decision per request, and the reports that keep its view of the cluster true.
 
 It reads no clock: every method takes `now`, in seconds on the caller's clock. Live and simulated clusters call the same
-methods: `schedule` at arrival; `prefill_done`, `decode_started` and `decode_done` as a request goes on; `release` when
-something ended, for requests that were told to wait.
+methods: `schedule` at arrival; `prefill_done` and `decode_done` as a request goes on; `release` when something ended,
+for requests that were told to wait; `redirect` and `forget` when an instance died; where roles follow load, `rebalance`
+now and then.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ from typing import Generic, TypeVar
 from serving.conductor.admission import Margin, Outlook, admission_policy
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
-from serving.conductor.placement import ClusterView, placement_policy
+from serving.conductor.placement import Choice, ClusterView, placement_policy
+from serving.conductor.roles import RoleChange, RoleConfig, RoleController
 from serving.conductor.types import SLO, Deferral, Placement, Rejection, SchedulableRequest
 
 Request = TypeVar("Request", bound=SchedulableRequest)
@@ -36,6 +38,7 @@ class ConductorConfig:
         fair: share prefill evenly among tenants that compete (virtual clock).
         learned_limit: with any admission, what "goodput" does: scale the TBT limit by a learned `Margin`.
         learn: refine the time estimates from what instances report.
+        roles: when instances change between the pools; `None` = never.
         seed: of random placement.
     """
 
@@ -48,6 +51,7 @@ class ConductorConfig:
     fair: bool = False
     learned_limit: bool = False
     learn: bool = False
+    roles: RoleConfig | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,15 +86,20 @@ class Conductor(Generic[Request]):
         self._deferred: list[tuple[float, int, Request]] = []
         self._tenant_tag: dict[str, float] = {}
         self._context_tokens = 4096.0
+        self._roles = RoleController(config.roles) if config.roles is not None else None
 
     def schedule(self, request: Request, now: float) -> Placement | Rejection | Deferral:
         """Decides on one request at its arrival."""
         if not self.view.prefill_order or not self.view.decode_order:
             return self._refuse(Rejection("no instance", 0.0, 0.0, 1.0))
         self._context_tokens += (request.input_tokens - self._context_tokens) * 0.01
-        decision = self._decide(request, now)
+        order = self._order(request, now)
+        choice = self._place(self.view, self.estimator.model, request, order, now)
+        if self._roles is not None:
+            self._roles.offer(choice.prefill_s, now)
+        decision = self._decide(request, choice, order, now)
         if isinstance(decision, Deferral):
-            heapq.heappush(self._deferred, (self._order(request, now), request.id, request))
+            heapq.heappush(self._deferred, (order, request.id, request))
         return decision
 
     def release(self, now: float) -> tuple[Request, Placement | Rejection] | None:
@@ -98,7 +107,9 @@ class Conductor(Generic[Request]):
         if not self._deferred or not self.view.prefill_order or not self.view.decode_order:
             return None
         request = self._deferred[0][2]
-        decision = self._decide(request, now)
+        order = self._order(request, now)
+        choice = self._place(self.view, self.estimator.model, request, order, now)
+        decision = self._decide(request, choice, order, now)
         if isinstance(decision, Deferral):
             return None
         heapq.heappop(self._deferred)
@@ -123,10 +134,19 @@ class Conductor(Generic[Request]):
             order += self.config.patience * self.estimator.model.prefill_s(request.input_tokens, 0)
         return order
 
-    def _decide(self, request: Request, now: float) -> Placement | Rejection | Deferral:
+    def rebalance(self, now: float) -> RoleChange | None:
+        """The instance that is to change its role now, if any; it gets nothing new. Tell `rebalanced` when it has."""
+        if self._roles is None:
+            return None
+        return self._roles.decide(self.view, self.estimator.model, self.config.slo, now)
+
+    def rebalanced(self, now: float) -> None:
+        """The instance that was to change its role has joined its new pool, or has died on the way."""
+        if self._roles is not None:
+            self._roles.switched(now)
+
+    def _decide(self, request: Request, choice: Choice, order: float, now: float) -> Placement | Rejection | Deferral:
         costs, view, slo = self.estimator.model, self.view, self.config.slo
-        order = self._order(request, now)
-        choice = self._place(view, costs, request, order, now)
         index = self._select_decode(request, choice.index)
         if index is None:
             return self._refuse(Rejection("kv capacity", choice.ttft_s, 0.0, self.occupancy.decode_s))

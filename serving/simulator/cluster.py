@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from serving.conductor import ClusterView, Conductor, ConductorConfig, Placement, Rejection
-from serving.simulator.cache import EVICTIONS, NodeCache
-from serving.simulator.errors import SimulatorError
+from serving.conductor import ClusterView, Conductor, Placement, Rejection
+from serving.conductor.roles import DECODE, PREFILL
+from serving.simulator.cache import NodeCache
+from serving.simulator.config import ClusterConfig as ClusterConfig
 from serving.simulator.flight import Flight, Past
 from serving.simulator.nodes import CoupledNode, DecodeSide, Nic, PrefillSide, transfer
 from serving.simulator.performance import Performance
@@ -23,61 +24,6 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterConfig:
-    """A cluster.
-
-    Attributes:
-        prefill, decode: nodes of each pool.
-        coupled: nodes that do both, instead of the two pools.
-        conductor: how to schedule.
-        host_blocks, ssd_blocks: KVCache of each prefill or coupled node, in blocks of the trace; 5,859 blocks of 512
-            are the 3 M tokens of the paper's nodes.
-        eviction: one of `EVICTIONS`.
-        layer_wise: load, pull and hand over KV layer by layer, hidden behind prefill.
-        max_batch: sequences that one node decodes at once.
-        chunk: tokens of prefill per iteration of a coupled node; 0 = prefill first, or, where the performance was
-            calibrated from an engine, that engine's own scheduler (its batch and pages then rule, not `max_batch`).
-        failures, joins: (seconds, node) of nodes that die and start, again and again if need be; a node whose first
-            entry is a join is not there before. Nodes are numbered through the prefill pool and then the decode pool.
-    """
-
-    prefill: int = 8
-    decode: int = 8
-    coupled: int = 0
-    conductor: ConductorConfig = dataclasses.field(default_factory=ConductorConfig)
-    host_blocks: int = 5859
-    ssd_blocks: int = 0
-    eviction: str = "lru"
-    layer_wise: bool = True
-    max_batch: int = 1024
-    chunk: int = 0
-    failures: tuple[tuple[float, int], ...] = ()
-    joins: tuple[tuple[float, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.coupled and (self.prefill or self.decode):
-            raise SimulatorError(
-                f"{self.coupled} coupled nodes beside {self.prefill} prefill and {self.decode} decode nodes; "
-                "use one kind."
-            )
-        if not self.coupled and (self.prefill < 1 or self.decode < 1):
-            raise SimulatorError(
-                f"{self.prefill} prefill and {self.decode} decode nodes cannot serve; use at least one of each."
-            )
-        if self.eviction not in EVICTIONS:
-            raise SimulatorError(f"No eviction `{self.eviction}`; known: {', '.join(EVICTIONS)}.")
-        if min(self.host_blocks, self.ssd_blocks, self.chunk) < 0 or self.max_batch < 1:
-            raise SimulatorError("Capacities and the chunk are at least 0, and `max_batch` at least 1.")
-        for seconds, node in (*self.failures, *self.joins):
-            if not (seconds >= 0 and 0 <= node < self.nodes):
-                raise SimulatorError(f"Node {node} at {seconds} s: there are nodes 0 to {self.nodes - 1}, from 0 s on.")
-
-    @property
-    def nodes(self) -> int:
-        return self.coupled or self.prefill + self.decode
-
-
-@dataclasses.dataclass(frozen=True)
 class SimulationResult:
     """What a run produced.
 
@@ -88,6 +34,7 @@ class SimulationResult:
         rejections: counts by reason.
         errors: of the Conductor's estimates.
         events: how many the simulator handled.
+        switches: nodes that changed their role.
         reruns: requests placed again because a node died; those that had tokens go on from there.
         node_hours: of the nodes that were up, from the first arrival to the last end.
     """
@@ -99,6 +46,7 @@ class SimulationResult:
     rejections: Mapping[str, int]
     errors: Mapping[str, float]
     events: int
+    switches: int
     reruns: int
     node_hours: float
 
@@ -115,7 +63,12 @@ class Simulation:
         self._outcomes: dict[int, RequestOutcome] = {}
         self._flights: dict[int, Flight] = {}
         self._prefill_s = self._wasted_s = 0.0
-        self._too_long = self._reruns = 0
+        self._too_long = self._reruns = self._switches = 0
+        self._arriving = True
+        self._role = [PREFILL] * config.prefill + [DECODE] * config.decode
+        # The node that is changing its role, and from when on it will serve again; 0 as long as it is not empty.
+        self._changing: int | None = None
+        self._ready_s = 0.0
         self._interrupted: dict[int, Past] = {}
         # [node, from, until] of nodes; those that are up have no end yet.
         self._lives: list[tuple[int, float, float]] = []
@@ -136,19 +89,23 @@ class Simulation:
             self.prefill.extend(coupled)
             self.decode.extend(coupled)
         else:
-            for i, cache in enumerate(self.caches[: config.prefill]):
+            roles = config.conductor.roles is not None
+            # Prefill instances have the index of their node, decode instances that of `_decode_index`; where roles
+            # follow load every node has a side of either kind.
+            for i, cache in enumerate(self.caches if roles else self.caches[: config.prefill]):
                 side = PrefillSide(
                     f"p{i}", i, performance, self.nics, cache, self.at, self._prefilled, config.layer_wise
                 )
                 self.prefill.append(side)
-            for i in range(config.decode):
+            for i in range(config.nodes if roles else config.decode):
                 self.decode.append(DecodeSide(f"d{i}", i, performance, config.max_batch, self.at, self._decoded))
         self.view = ClusterView([*self.prefill], [*self.decode], 512, coupled=bool(coupled))
         for node in range(config.nodes):
             joins = [seconds for seconds, other in config.joins if other == node]
             failures = [seconds for seconds, other in config.failures if other == node]
             if not joins or min(failures, default=math.inf) < min(joins):
-                self._join(node, 0.0)
+                self._up[node] = 0.0
+                self._serve(node, 0.0)
         self.conductor = Conductor(config.conductor, self.view, performance.costs)
 
     def _coupled(self, index: int) -> "CoupledNode | EngineNode":
@@ -184,6 +141,8 @@ class Simulation:
             self.at(seconds, self._fail, node)
         for seconds, node in self.config.joins:
             self.at(seconds, self._join, node)
+        if (roles := self.config.conductor.roles) is not None:
+            self.at(trace.requests[0].arrival_s + roles.interval_s, self._rebalance, 0)
         events, pop, recorder = self._events, heapq.heappop, self._recorder
         handled = 0
         for count, request in enumerate(trace.requests):
@@ -197,6 +156,7 @@ class Simulation:
             self._arrive(request, arrival_s)
             if progress is not None and count % 4096 == 0:
                 progress(count)
+        self._arriving = False
         time = trace.requests[-1].arrival_s
         while events:
             time, _, handler, argument = pop(events)
@@ -216,6 +176,7 @@ class Simulation:
             self.conductor.rejections | ({"request too long": self._too_long} if self._too_long else {}),
             self.conductor.estimator.errors(),
             handled + len(trace.requests),
+            self._switches,
             self._reruns,
             self._node_s(trace.requests[0].arrival_s, end_s) / 3600,
         )
@@ -328,7 +289,7 @@ class Simulation:
 
     def _handover_s(self, flight: Flight, since_s: float, now: float) -> float:
         seconds = self._performance.costs.transfer_s(flight.request.input_tokens)
-        sender, receiver = self.nics[flight.placement.prefill], self.nics[self.config.prefill + flight.placement.decode]
+        sender, receiver = self.nics[flight.placement.prefill], self.nics[self._decode_node(flight.placement.decode)]
         if not self.config.layer_wise:
             return transfer(sender, receiver, seconds, now)
         last_layer_s = seconds / self._performance.layers
@@ -341,6 +302,8 @@ class Simulation:
             return
         flight.arrives_s = 0.0
         self.decode[flight.placement.decode].join(flight, now)
+        if self._changing is not None:
+            self._drain(now)
 
     def _decoded(self, flight: Flight, now: float) -> None:
         self._unassign(flight)
@@ -378,16 +341,75 @@ class Simulation:
             outcome,
             now,
         )
+        if self._changing is not None:
+            self._drain(now)
+
+    def _decode_index(self, node: int) -> int:
+        """Of a node's decode side: the decode pool first, then nodes that began in the other one."""
+        prefill, decode = self.config.prefill, self.config.decode
+        return node if self.config.coupled else node - prefill if node >= prefill else decode + node
+
+    def _decode_node(self, index: int) -> int:
+        prefill, decode = self.config.prefill, self.config.decode
+        return prefill + index if index < decode else index - decode
+
+    def _rebalance(self, argument: int, now: float) -> None:
+        """Asks the Conductor, now and then, whether a node is to change its role."""
+        change = self.conductor.rebalance(now)
+        if change is not None:
+            self._changing = change.index if change.role == PREFILL else self._decode_node(change.index)
+        if self._changing is not None:
+            self._drain(now)
+        roles = self.config.conductor.roles
+        if roles is not None and (self._arriving or self._flights):
+            self.at(now + roles.interval_s, self._rebalance, argument)
+
+    def _drain(self, now: float) -> None:
+        """Lets the node change its role once nothing is left on it; its KVCache does not go with it."""
+        node = self._changing
+        if node is None or self._ready_s:
+            return
+        if self._role[node] == DECODE:
+            idle = not self.decode[self._decode_index(node)].assigned
+        else:
+            # Its KV may still be on its way, to decode nodes or to others that reuse it.
+            idle = not any(
+                (flight.placement.prefill == node and (not flight.first_token_s or flight.arrives_s))
+                or (flight.placement.source == node and flight.pulled_s > now and not flight.first_token_s)
+                for flight in self._flights.values()
+            )
+        if not idle:
+            return
+        if self._role[node] == PREFILL:
+            self.view.directory.remove(node, self.caches[node].clear())
+        self._role[node] = PREFILL if self._role[node] == DECODE else DECODE
+        self._ready_s = now + self.config.switch_s
+        self.at(self._ready_s, self._switched, node)
+
+    def _switched(self, node: int, now: float) -> None:
+        if node != self._changing or now != self._ready_s:
+            # It died meanwhile.
+            return
+        self._changing, self._ready_s = None, 0.0
+        self._switches += 1
+        self.conductor.rebalanced(now)
+        self._serve(node, now)
+        self._release(now)
 
     def _join(self, node: int, now: float) -> None:
         """A node starts to serve, with an empty cache."""
         if node in self._up:
             return
         self._up[node] = now
-        if self.config.coupled or node < self.config.prefill:
+        self._serve(node, now)
+        self._release(now)
+
+    def _serve(self, node: int, now: float) -> None:
+        """Gives a node its place in the pool of its role."""
+        if self.config.coupled or self._role[node] == PREFILL:
             self.view.prefill_order.set(node, now)
-        if self.config.coupled or node >= self.config.prefill:
-            index = node if self.config.coupled else node - self.config.prefill
+        if self.config.coupled or self._role[node] == DECODE:
+            index = self._decode_index(node)
             self.view.decode_order.set(index, self.decode[index].times.decode_s(0, 0))
 
     def _fail(self, node: int, now: float) -> None:
@@ -396,14 +418,17 @@ class Simulation:
             return
         self._lives.append((node, self._up.pop(node), now))
         self.nics[node] = Nic()
+        if node == self._changing:
+            self._changing, self._ready_s = None, 0.0
+            self.conductor.rebalanced(now)
         lost: list[Flight] = []
-        if self.config.coupled or node < self.config.prefill:
+        if self.config.coupled or self._role[node] == PREFILL:
             self.view.prefill_order.discard(node)
             self.view.directory.remove(node, self.caches[node].clear())
             lost += self.prefill[node].fail(now)
             lost += self._cut_off(node, now)
         else:
-            index = node - self.config.prefill
+            index = self._decode_index(node)
             self.view.decode_order.discard(index)
             lost += self.decode[index].fail(now)
             lost += self._redirect(index, now)

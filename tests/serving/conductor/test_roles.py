@@ -1,0 +1,130 @@
+"""Roles change when one pool is overloaded and the other can spare an instance, and at no other time."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.conductor import SLO, ClusterView, RoleConfig
+from serving.conductor.errors import ConductorError
+from serving.conductor.roles import DECODE, PREFILL, RoleChange, RoleController
+from serving.simulator.performance import mooncake_a800
+
+COSTS = mooncake_a800().costs
+LIMITS = SLO(30.0, 0.1)
+CONFIG = RoleConfig(looks=3, cooldown_s=30.0, window_s=60.0)
+
+
+@dataclasses.dataclass
+class Instance:
+    """Either kind, with so many seconds of queue or so many requests of 1,000 tokens."""
+
+    name: str
+    index: int
+    load: float
+    kv_capacity_tokens: int = 10**6
+
+    def queue_s(self, now: float, order: float) -> float:
+        return self.load
+
+    def pull_wait_s(self, now: float, source: int) -> float:
+        return 0.0
+
+    @property
+    def assigned(self) -> int:
+        return int(self.load)
+
+    present = assigned
+
+    @property
+    def assigned_tokens(self) -> int:
+        return 1000 * self.assigned
+
+    present_tokens = assigned_tokens
+
+
+def view_of(queues_s: list[float], batches: list[int]) -> ClusterView:
+    prefill = [Instance(f"p{i}", i, load) for i, load in enumerate(queues_s)]
+    decode = [Instance(f"d{i}", i, load) for i, load in enumerate(batches)]
+    view = ClusterView([*prefill], [*decode], 512)
+    for side in prefill:
+        view.prefill_order.set(side.index, side.load)
+    for side in decode:
+        view.decode_order.set(side.index, side.load)
+    return view
+
+
+def look(controller: RoleController, view: ClusterView, times: int, start_s: float = 0.0) -> list[RoleChange | None]:
+    return [controller.decide(view, COSTS, LIMITS, start_s + i) for i in range(times)]
+
+
+def test_the_least_loaded_decode_instance_is_given_to_an_overloaded_prefill_pool() -> None:
+    view = view_of([60.0, 60.0], [5, 3, 4])
+    controller = RoleController(CONFIG)
+    assert look(controller, view, 4) == [None, None, RoleChange(DECODE, 1), None]
+    assert 1 not in view.decode_order
+    # Nothing more until that is done, nor while the pools rest.
+    assert look(controller, view, 10, 10.0) == [None] * 10
+    controller.switched(20.0)
+    assert look(controller, view, 30, 20.0) == [None] * 30
+    assert look(controller, view, 3, 50.0)[-1] == RoleChange(DECODE, 2)
+
+
+def test_the_least_loaded_prefill_instance_is_given_to_an_overloaded_decode_pool() -> None:
+    # 22.5 ms + 20 (4 ms + 34.5 us) is beyond 0.9 of 100 ms.
+    view = view_of([2.0, 1.0, 3.0], [20, 20])
+    assert look(RoleController(CONFIG), view, 3) == [None, None, RoleChange(PREFILL, 1)]
+
+
+def test_work_that_was_offered_lately_counts_without_a_queue() -> None:
+    controller = RoleController(CONFIG)
+    for second in range(600):
+        controller.offer(1.9, float(second))
+    assert controller.utilisation(2, 600.0) == pytest.approx(0.95, rel=0.02)
+    assert look(controller, view_of([0.0, 0.0], [3, 3]), 3, 600.0)[-1] == RoleChange(DECODE, 0)
+    assert controller.utilisation(2, 660.0) == pytest.approx(0.95 / math.e, rel=0.03)
+
+
+def test_no_instance_is_given_that_is_needed_or_the_last() -> None:
+    assert look(RoleController(CONFIG), view_of([60.0], [17, 17]), 9) == [None] * 9
+    assert look(RoleController(CONFIG), view_of([60.0], [0]), 9) == [None] * 9
+    assert look(RoleController(CONFIG), view_of([0.0], [40, 40]), 9) == [None] * 9
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_a_load_that_comes_and_goes_moves_nothing_before_enough_looks_agree(overloads: list[bool]) -> None:
+    calm, busy = view_of([0.0, 0.0], [3, 3]), view_of([60.0, 60.0], [3, 3])
+    controller = RoleController(CONFIG)
+    run = 0
+    for now, overload in enumerate(overloads):
+        change = controller.decide(busy if overload else calm, COSTS, LIMITS, float(now))
+        run = run + 1 if overload else 0
+        assert (change is not None) == (run == 3)
+        if change is not None:
+            return
+
+
+@given(st.integers(2, 20), st.integers(2, 20), st.floats(0, 60), st.integers(0, 60))
+def test_the_pool_that_gave_is_not_the_next_to_ask(prefill: int, decode: int, queue_s: float, batch: int) -> None:
+    """Hysteresis: with the same load spread over the pools that result, no instance is called back."""
+    view = view_of([queue_s] * prefill, [batch] * decode)
+    changes = look(RoleController(CONFIG), view, 3)
+    if changes[-1] is None:
+        return
+    step = 1 if changes[-1].role == DECODE else -1
+    after = view_of([queue_s * prefill / (prefill + step)] * (prefill + step), [0] * (decode - step))
+    for side in after.decode:
+        after.decode_order.set(side.index, 0.0)
+    spread = batch * decode / (decode - step)
+    for side in after.decode:
+        side.load = math.floor(spread)
+    assert look(RoleController(CONFIG), after, 3)[-1] in (None, RoleChange(changes[-1].role, 0))
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ConductorError, match="below `high`"):
+        RoleConfig(low=0.9, high=0.9)
+    with pytest.raises(ConductorError, match="first two must be above 0"):
+        RoleConfig(interval_s=0.0)
