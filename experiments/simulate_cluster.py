@@ -40,6 +40,8 @@ JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many sec
 PREFILL = flags.DEFINE_integer("prefill", 8, "Prefill nodes.", lower_bound=0)
 DECODE = flags.DEFINE_integer("decode", 8, "Decode nodes.", lower_bound=0)
 COUPLED = flags.DEFINE_integer("coupled", 0, "Nodes that do both; needs --prefill=0 --decode=0.", lower_bound=0)
+CPP = flags.DEFINE_integer("cpp", 1, "Prefill nodes per group that computes prompts together.", lower_bound=1)
+PREFILL_CHUNK = flags.DEFINE_integer("prefill_chunk", 8192, "Tokens per chunk in such a group.", lower_bound=1)
 CHUNK = flags.DEFINE_integer("chunk", 0, "Prefill tokens per iteration of a coupled node; 0 = prefill first.")
 MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset such as llama3-70b, or a path to an HF config.json.")
 DEVICE = flags.DEFINE_string("device", "a800x8", "Device and count per node, such as h100x8.")
@@ -91,6 +93,8 @@ def _config(block_size: int) -> ClusterConfig:
         host_blocks=HOST_TOKENS.value // block_size,
         ssd_blocks=SSD_TOKENS.value // block_size,
         eviction=EVICTION.value,
+        cpp=CPP.value,
+        prefill_chunk=PREFILL_CHUNK.value,
         layer_wise=LAYER_WISE.value,
         chunk=CHUNK.value,
         switch_s=SWITCH_S.value,

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from serving.conductor import ClusterView, Conductor, Placement, Rejection
+from serving.conductor.pipeline import PipelineTimeModel
 from serving.conductor.roles import DECODE, PREFILL
 from serving.simulator.cache import NodeCache
 from serving.simulator.config import ClusterConfig as ClusterConfig
 from serving.simulator.flight import Flight, Past
 from serving.simulator.nodes import CoupledNode, DecodeSide, Nic, PrefillSide, transfer
 from serving.simulator.performance import Performance
+from serving.simulator.prefill_group import PrefillGroup
 from serving.simulator.recorder import Recorder
 from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome
 from serving.workload.prompts import prompt_tokens
@@ -65,7 +67,7 @@ class Simulation:
         self._prefill_s = self._wasted_s = 0.0
         self._too_long = self._reruns = self._switches = 0
         self._arriving = True
-        self._role = [PREFILL] * config.prefill + [DECODE] * config.decode
+        self._role = [PREFILL] * config.groups + [DECODE] * config.decode
         # The node that is changing its role, and from when on it will serve again; 0 as long as it is not empty.
         self._changing: int | None = None
         self._ready_s = 0.0
@@ -76,12 +78,18 @@ class Simulation:
         self._engines = bool(config.coupled and performance.engine and not config.chunk)
         tiers = ("device",) if self._engines else ("host", "ssd", "remote")
         self.hits_by_tier = dict.fromkeys(tiers, 0)
-        self.nics = [Nic() for _ in range(config.nodes)]
+        self.nics = [self._nic(node) for node in range(config.instances)]
         self._build()
 
     def _build(self) -> None:
         config, performance = self.config, self._performance
-        self.caches = [NodeCache(config.host_blocks, config.ssd_blocks, config.eviction) for _ in self.nics]
+        costs = performance.costs
+        if config.cpp > 1:
+            costs = performance.group(config.cpp, config.prefill_chunk)
+        self.caches = [
+            NodeCache(config.host_blocks * nic.count, config.ssd_blocks * nic.count, config.eviction)
+            for nic in self.nics
+        ]
         self.prefill: list[PrefillSide | CoupledNode | EngineNode] = []
         self.decode: list[DecodeSide | EngineNode] = []
         coupled = [self._coupled(index) for index in range(config.coupled)]
@@ -92,21 +100,26 @@ class Simulation:
             roles = config.conductor.roles is not None
             # Prefill instances have the index of their node, decode instances that of `_decode_index`; where roles
             # follow load every node has a side of either kind.
-            for i, cache in enumerate(self.caches if roles else self.caches[: config.prefill]):
-                side = PrefillSide(
-                    f"p{i}", i, performance, self.nics, cache, self.at, self._prefilled, config.layer_wise
-                )
-                self.prefill.append(side)
-            for i in range(config.nodes if roles else config.decode):
+            for i, cache in enumerate(self.caches if roles else self.caches[: config.groups]):
+                given = performance, self.nics, cache, self.at, self._prefilled, config.layer_wise
+                if isinstance(costs, PipelineTimeModel):
+                    self.prefill.append(PrefillGroup(f"p{i}", i, *given, costs))
+                else:
+                    self.prefill.append(PrefillSide(f"p{i}", i, *given))
+            for i in range(config.instances if roles else config.decode):
                 self.decode.append(DecodeSide(f"d{i}", i, performance, config.max_batch, self.at, self._decoded))
         self.view = ClusterView([*self.prefill], [*self.decode], 512, coupled=bool(coupled))
-        for node in range(config.nodes):
+        for node in range(config.instances):
             joins = [seconds for seconds, other in config.joins if other == node]
             failures = [seconds for seconds, other in config.failures if other == node]
             if not joins or min(failures, default=math.inf) < min(joins):
                 self._up[node] = 0.0
                 self._serve(node, 0.0)
-        self.conductor = Conductor(config.conductor, self.view, performance.costs)
+        self.conductor = Conductor(config.conductor, self.view, costs)
+
+    def _nic(self, node: int) -> Nic:
+        """Of a node or a group of them."""
+        return Nic(self.config.cpp if node < self.config.groups else 1)
 
     def _coupled(self, index: int) -> "CoupledNode | EngineNode":
         config, performance, cache = self.config, self._performance, self.caches[index]
@@ -184,7 +197,9 @@ class Simulation:
     def _node_s(self, begin_s: float, end_s: float) -> float:
         """Seconds of all nodes that were up in between."""
         lives = [*self._lives, *((node, since, end_s) for node, since in self._up.items())]
-        return sum(max(0.0, min(until, end_s) - max(since, begin_s)) for _, since, until in lives)
+        return sum(
+            self.nics[node].count * max(0.0, min(until, end_s) - max(since, begin_s)) for node, since, until in lives
+        )
 
     def _arrive(self, request: TraceRequest, now: float) -> None:
         engine = self._performance.engine if self._engines else None
@@ -346,11 +361,11 @@ class Simulation:
 
     def _decode_index(self, node: int) -> int:
         """Of a node's decode side: the decode pool first, then nodes that began in the other one."""
-        prefill, decode = self.config.prefill, self.config.decode
+        prefill, decode = self.config.groups, self.config.decode
         return node if self.config.coupled else node - prefill if node >= prefill else decode + node
 
     def _decode_node(self, index: int) -> int:
-        prefill, decode = self.config.prefill, self.config.decode
+        prefill, decode = self.config.groups, self.config.decode
         return prefill + index if index < decode else index - decode
 
     def _rebalance(self, argument: int, now: float) -> None:
@@ -417,7 +432,7 @@ class Simulation:
         if node not in self._up:
             return
         self._lives.append((node, self._up.pop(node), now))
-        self.nics[node] = Nic()
+        self.nics[node] = self._nic(node)
         if node == self._changing:
             self._changing, self._ready_s = None, 0.0
             self.conductor.rebalanced(now)

@@ -13,6 +13,8 @@ class ClusterConfig:
 
     Attributes:
         prefill, decode: nodes of each pool.
+        cpp: prefill nodes per group; each group computes a prompt together, in chunks of `prefill_chunk` tokens
+            (chunked pipeline parallelism), and is one instance to the Conductor.
         coupled: nodes that do both, instead of the two pools.
         conductor: how to schedule.
         host_blocks, ssd_blocks: KVCache of each prefill or coupled node, in blocks of the trace; 5,859 blocks of 512
@@ -24,7 +26,8 @@ class ClusterConfig:
             calibrated from an engine, that engine's own scheduler (its batch and pages then rule, not `max_batch`).
         switch_s: from the last work of a node in one role to its first in the other, where the Conductor changes roles.
         failures, joins: (seconds, node) of nodes that die and start, again and again if need be; a node whose first
-            entry is a join is not there before. Nodes are numbered through the prefill pool and then the decode pool.
+            entry is a join is not there before. Nodes are numbered through the prefill pool and then the decode pool,
+            a group being one of them.
     """
 
     prefill: int = 8
@@ -37,6 +40,8 @@ class ClusterConfig:
     layer_wise: bool = True
     max_batch: int = 1024
     chunk: int = 0
+    cpp: int = 1
+    prefill_chunk: int = 8192
     switch_s: float = 10.0
     failures: tuple[tuple[float, int], ...] = ()
     joins: tuple[tuple[float, int], ...] = ()
@@ -51,6 +56,7 @@ class ClusterConfig:
             raise SimulatorError(
                 f"{self.prefill} prefill and {self.decode} decode nodes cannot serve; use at least one of each."
             )
+        self._check_groups()
         if self.coupled and self.conductor.roles is not None:
             raise SimulatorError("Coupled nodes have no roles to change; use prefill and decode nodes.")
         if not self.switch_s >= 0:
@@ -60,9 +66,25 @@ class ClusterConfig:
         if min(self.host_blocks, self.ssd_blocks, self.chunk) < 0 or self.max_batch < 1:
             raise SimulatorError("Capacities and the chunk are at least 0, and `max_batch` at least 1.")
         for seconds, node in (*self.failures, *self.joins):
-            if not (seconds >= 0 and 0 <= node < self.nodes):
-                raise SimulatorError(f"Node {node} at {seconds} s: there are nodes 0 to {self.nodes - 1}, from 0 s on.")
+            if not (seconds >= 0 and 0 <= node < self.instances):
+                last = self.instances - 1
+                raise SimulatorError(f"Node {node} at {seconds} s: there are nodes 0 to {last}, from 0 s on.")
+
+    def _check_groups(self) -> None:
+        if self.cpp < 1 or self.prefill_chunk < 1 or self.prefill % self.cpp:
+            raise SimulatorError(
+                f"{self.prefill} prefill nodes in groups of {self.cpp} with chunks of {self.prefill_chunk} tokens; "
+                "use at least 1 of both, and a multiple of the group as nodes."
+            )
+        if self.cpp > 1 and (self.conductor.roles is not None or self.conductor.learn):
+            raise SimulatorError("Groups (`cpp`) keep their roles, and their times are not learned; leave both out.")
 
     @property
-    def nodes(self) -> int:
-        return self.coupled or self.prefill + self.decode
+    def groups(self) -> int:
+        """Prefill instances."""
+        return self.prefill // self.cpp
+
+    @property
+    def instances(self) -> int:
+        """Of all kinds; a group is one."""
+        return self.coupled or self.groups + self.decode

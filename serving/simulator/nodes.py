@@ -13,17 +13,22 @@ from serving.simulator.performance import Performance
 
 @dataclasses.dataclass(slots=True)
 class Nic:
-    """A full-duplex NIC: transfers in each direction follow one another, at full bandwidth."""
+    """A full-duplex NIC: transfers in each direction follow one another, at full bandwidth.
 
+    `count` of them, in a group of nodes, share each transfer.
+    """
+
+    count: int = 1
     send_free_s: float = 0.0
     receive_free_s: float = 0.0
 
 
 def transfer(sender: Nic, receiver: Nic, seconds: float, now: float) -> float:
-    """Books a transfer on both NICs as soon as both are free; returns its end."""
-    end_s = max(now, sender.send_free_s, receiver.receive_free_s) + seconds
-    sender.send_free_s = receiver.receive_free_s = end_s
-    return end_s
+    """Books a transfer on both NICs as soon as both are free; returns its end. `seconds` is for one NIC."""
+    start_s = max(now, sender.send_free_s, receiver.receive_free_s)
+    sender.send_free_s = start_s + seconds / sender.count
+    receiver.receive_free_s = start_s + seconds / receiver.count
+    return max(sender.send_free_s, receiver.receive_free_s)
 
 
 class PrefillSide:
@@ -56,7 +61,7 @@ class PrefillSide:
         if not queue or order >= queue[-1][0]:
             return running_s + self._queued_s
         ahead = bisect.bisect_right(queue, order, key=lambda entry: entry[0])
-        return running_s + sum(flight.placement.predicted_prefill_s for _, _, flight in queue[:ahead])
+        return running_s + sum(self._work_s(flight) for _, _, flight in queue[:ahead])
 
     def pull_wait_s(self, now: float, source: int) -> float:
         return max(0.0, self._nics[source].send_free_s - now, self._nics[self.index].receive_free_s - now)
@@ -71,7 +76,7 @@ class PrefillSide:
         return len(self._queue)
 
     def enqueue(self, flight: Flight, now: float) -> None:
-        self._queued_s += flight.placement.predicted_prefill_s
+        self._queued_s += self._work_s(flight)
         bisect.insort(self._queue, (flight.placement.order, flight.request.id, flight))
         if self.running is None:
             self._start(now)
@@ -94,27 +99,48 @@ class PrefillSide:
                 self._start(now)
             return
         self._queue = [entry for entry in self._queue if entry[2] is not flight]
-        self._queued_s -= flight.placement.predicted_prefill_s
+        self._queued_s -= self._work_s(flight)
 
     def _abort(self, flight: Flight, now: float) -> None:
         """Stops the running prefill; its device time is what was spent until now."""
         self.running = None
-        flight.compute_s *= (now - flight.started_s) / flight.prefill_s
+        self._spend(flight, now)
         self._busy_until_s = now
         self._epoch += 1
 
-    def _start(self, now: float) -> None:
-        _, _, flight = self._queue.pop(0)
-        performance, request, placement = self._performance, flight.request, flight.placement
-        self._queued_s = self._queued_s - placement.predicted_prefill_s if self._queue else 0.0
-        reused = placement.reused_tokens
-        compute_s = performance.costs.prefill_s(request.input_tokens, reused)
-        load_s = performance.load_token * reused
+    @staticmethod
+    def _spend(flight: Flight, now: float) -> None:
+        flight.compute_s *= (now - flight.started_s) / flight.prefill_s
+
+    def _work_s(self, flight: Flight) -> float:
+        """How long it keeps the next one from starting, as predicted."""
+        return flight.placement.predicted_prefill_s
+
+    def _next(self) -> Flight:
+        """Takes the first one from the queue."""
+        flight = self._queue.pop(0)[2]
+        self._queued_s = self._queued_s - self._work_s(flight) if self._queue else 0.0
+        return flight
+
+    def _waits_s(self, flight: Flight, now: float, nodes: int = 1) -> float:
+        """For KV to be pulled and loaded, and without layers also to be stored."""
+        performance, placement = self._performance, flight.placement
+        load_s = performance.load_token * placement.reused_tokens
         if (slow := flight.ssd_tokens) > 0:
             load_s += performance.ssd_token * slow
         pull_s = max(0.0, flight.pulled_s - now)
+        if self._layer_wise:
+            # Layer by layer, they also hide behind each other.
+            return max(load_s / nodes, pull_s)
+        store_s = performance.load_token * (flight.request.input_tokens - placement.reused_tokens)
+        return pull_s + (load_s + store_s) / nodes
+
+    def _start(self, now: float) -> None:
+        flight = self._next()
+        compute_s = self._performance.costs.prefill_s(flight.request.input_tokens, flight.placement.reused_tokens)
+        waits_s = self._waits_s(flight, now)
         # Layer by layer, loading and pulling hide behind computing (or the other way round).
-        flight.prefill_s = max(compute_s, load_s, pull_s) if self._layer_wise else pull_s + load_s + compute_s
+        flight.prefill_s = max(compute_s, waits_s) if self._layer_wise else waits_s + compute_s
         flight.compute_s, flight.started_s = compute_s, now
         self.running = flight
         self.busy_s += flight.prefill_s

@@ -14,6 +14,7 @@ from attention_offload.devices import Device, load_devices
 from model.config import ModelConfig
 from model.presets import PRESETS
 from serving.conductor import TimeModel
+from serving.conductor.pipeline import PipelineTimeModel
 from serving.simulator.batch import DecodeTimes
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.errors import SimulatorError
@@ -32,6 +33,7 @@ class Performance:
         ssd_token: seconds per token of KV from SSD to the device.
         kv_capacity_tokens: device memory for KV, in tokens.
         layers: of the model; the last layer's KV cannot be sent before prefill ends.
+        boundary_token: seconds per token of activations over the NIC, between the nodes of a pipeline.
         schedule_s: fixed latency before a request reaches its queue.
         price_per_hour: dollars for one instance.
         source: where the figures come from.
@@ -50,6 +52,13 @@ class Performance:
     source: str = ""
     decode_table: DecodeTable | None = None
     engine: EngineModel | None = None
+    boundary_token: float = 0.0
+
+    def group(self, nodes: int, chunk: int) -> PipelineTimeModel:
+        """Costs of so many nodes that compute prompts together, in chunks of so many tokens."""
+        return PipelineTimeModel(
+            **dataclasses.asdict(self.costs), stages=nodes, chunk=chunk, boundary_token=self.boundary_token
+        )
 
     @property
     def decode_times(self) -> DecodeTimes:
@@ -66,7 +75,14 @@ def mooncake_a800(bandwidth: float = 87e9) -> Performance:
     kv_bytes = 2 * 80 * 1024 * 2
     costs = TimeModel(0.0677, 1.098e-4, 7.42e-10, 2.57e-6, 22.5e-3, 4.0e-3, 3.45e-8, kv_bytes / bandwidth)
     return Performance(
-        costs, kv_bytes / 102e9, kv_bytes / 6e9, 1_300_000, 80, price_per_hour=8 * 1.39, source="Mooncake, FAST'25"
+        costs,
+        kv_bytes / 102e9,
+        kv_bytes / 6e9,
+        1_300_000,
+        80,
+        price_per_hour=8 * 1.39,
+        source="Mooncake, FAST'25",
+        boundary_token=8192 * 2 / bandwidth,
     )
 
 
@@ -100,7 +116,8 @@ def roofline(
     if count < 1:
         raise SimulatorError(f"An instance of {count} devices cannot be; use at least 1.")
     kv_bytes = config.kv_bytes_per_token(dtype)
-    weight_bytes = config.parameter_count * kv_bytes / (2 * config.num_layers * config.num_kv_heads * config.head_dim)
+    value_bytes = kv_bytes / (2 * config.num_layers * config.num_kv_heads * config.head_dim)
+    weight_bytes = config.parameter_count * value_bytes
     room = 0.9 * count * device.memory_bytes - weight_bytes
     if room < kv_bytes * 1024:
         raise SimulatorError(
@@ -129,6 +146,7 @@ def roofline(
         config.num_layers,
         price_per_hour=count * device.price_per_hour if device.priced else 0.0,
         source=f"roofline of {count} x {device.name}",
+        boundary_token=config.hidden_size * value_bytes / (count * device.network_bandwidth),
     )
 
 
