@@ -6,3 +6,4 @@ from model.kernels.paged_attention.api import write_and_attend as write_and_atte
 from model.kernels.paged_attention.api import write_kv as write_kv
 from model.kernels.paged_attention.merge import merge as merge
 from model.kernels.paged_attention.problem import KVPool as KVPool
+from model.kernels.paged_attention.problem import scales_shape as scales_shape

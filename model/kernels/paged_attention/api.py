@@ -44,7 +44,7 @@ def paged_attention(
       q: `[tokens, q_heads, head_dim]`, the queries of all rows, row after row. Tokens from `query_starts[-1]` on are
         padding: finite values come out.
       cache: its `k` and `v` are `[pages, kv_heads, page_size, head_dim]`; one-byte pools have `k_scale` and `v_scale`,
-        float32 `[pages, kv_heads, page_size]`.
+        float32 `[pages, kv_heads, page_size]`; best kept in the `scales_shape` of that.
       page_table: int32 `[rows, max_pages]`. Entries past a row's length are never used.
       lengths: int32 `[rows]`, KV tokens of each row, its queries included. 0 marks an empty row.
       query_starts: int32 `[rows + 1]`, not decreasing: row r owns `q[query_starts[r]:query_starts[r + 1]]`.

@@ -103,9 +103,24 @@ def pools_of(cache: KVPool) -> Pools:
                 f"`cache.{name}` is {'missing' if one_byte else 'given'}, but the pools are {pools.k.dtype}: one-byte "
                 "pools need float32 scales [pages, kv_heads, page_size], wider ones take none."
             )
-        if scale is not None and scale.shape != pools.k.shape[:3]:
-            raise ValueError(f"`cache.{name}` is {list(scale.shape)}; it must be {list(pools.k.shape[:3])}.")
-    return pools
+        shapes = (pools.k.shape[:3], scales_shape(*pools.k.shape[:3]))
+        if scale is not None and scale.shape not in shapes:
+            raise ValueError(f"`cache.{name}` is {list(scale.shape)}; it must be {' or '.join(map(str, shapes))}.")
+    if pools.k_scale is None or pools.v_scale is None:
+        return pools
+    scales = (scale.reshape(pools.k.shape[:3]) for scale in (pools.k_scale, pools.v_scale))
+    return Pools(pools.k, pools.v, *scales)
+
+
+def scales_shape(pages: int, kv_heads: int, page_size: int) -> tuple[int, int, int]:
+    """The shape to keep the scales of a pool in, so that no backend copies them.
+
+    The same numbers in the same order as `[pages, kv_heads, page_size]`, with 128 in the last axis where they fill it:
+    TPUs pad it to that, which for pages of 64 doubles the bytes. Axis 1 is still what a mesh splits heads over.
+    """
+    if kv_heads * page_size % 128:
+        return (pages, kv_heads, page_size)
+    return (pages, kv_heads * page_size // 128, 128)
 
 
 def problem_of(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from model.kernels.paged_attention.manual import vary_alike
-from model.kernels.paged_attention.pallas_tpu import decode, prefill, write
+from model.kernels.paged_attention.pallas_tpu import decode, prefill, stream, write
 from model.kernels.paged_attention.problem import NewKV, Pools, Problem, Ragged
 
 _Q_DTYPES = ("float32", "bfloat16")
@@ -25,6 +25,8 @@ def unsupported(problem: Problem) -> str | None:
         return f"head_dim is {problem.head_dim}; it must be a multiple of 64 up to 256."
     if problem.page_size % 16:
         return f"page_size is {problem.page_size}; it must be a multiple of 16."
+    if problem.quantized and stream.LANES % problem.page_size and problem.page_size % stream.LANES:
+        return f"page_size is {problem.page_size}; for scaled pools it must divide {stream.LANES}, or be a multiple."
     if problem.rows * problem.max_pages > _MAX_SCALARS:
         return f"the page table is [{problem.rows}, {problem.max_pages}]; at most {_MAX_SCALARS} entries fit SMEM."
     return None

@@ -58,9 +58,9 @@ def attend(
     query = pl.BlockSpec((1, 1, heads, problem.head_dim), at_query)
     lse = pl.BlockSpec((1, 1, 1, heads), at_query)
     in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
-    pools_in_use = tuple(pool for pool in pools if pool is not None)
+    pools_in_use = stream.pools_in_use(pools)
     new_kv = [] if new is None else [x.reshape(tokens, cores, kv_heads, problem.head_dim) for x in new]
-    written = [] if new is None else list(pools_in_use)
+    written = [] if new is None else [pools.k, pools.v]
     first_pool = 5 + 1 + len(new_kv)
     call = pl.pallas_call(
         functools.partial(_kernel, problem, block_pages, kv_heads, new is not None),

@@ -18,13 +18,12 @@ _BLOCK_TOKENS = 512
 _GROUP_QUERIES = 1024
 _MOST_QUERIES = 256
 _STATE_BYTES = 24 << 20
-_LANES = 128
 
 
 def query_block(problem: Problem) -> int:
     """Queries in a block, a power of two: as many as keep the matrix unit busy and fit VMEM."""
     # Of each query head: queries and results twice (one block in flight), queries once more, the sum, and its scale.
-    row_bytes = problem.head_dim * (5 * problem.q_dtype.itemsize + 4) + 2 * 4 * _LANES
+    row_bytes = problem.head_dim * (5 * problem.q_dtype.itemsize + 4) + 2 * 4 * stream.LANES
     fits = _STATE_BYTES * stream.cores(problem) // (problem.q_heads * row_bytes)
     most = min(_GROUP_QUERIES // problem.group, _MOST_QUERIES, fits, pl.next_power_of_2(problem.max_query_len))
     return max(1 << (most.bit_length() - 1), 16)
@@ -75,7 +74,7 @@ def attend(
     # Heads side by side in the lanes, as projections make them and take them: a head is an aligned slice.
     query = pl.BlockSpec((block, heads * size), at_block)
     lse = pl.BlockSpec((1, block, heads), lse_at_block)
-    pools_in_use = tuple(pool for pool in pools if pool is not None)
+    pools_in_use = stream.pools_in_use(pools)
     call = pl.pallas_call(
         functools.partial(_kernel, problem, block_pages, kv_heads),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -85,8 +84,8 @@ def attend(
             out_specs=[query, lse],
             scratch_shapes=[
                 pltpu.VMEM((kv_heads, rows_per_head, size), stream.compute_dtype(problem)),
-                pltpu.VMEM((kv_heads, rows_per_head, _LANES), jnp.float32),
-                pltpu.VMEM((kv_heads, rows_per_head, _LANES), jnp.float32),
+                pltpu.VMEM((kv_heads, rows_per_head, stream.LANES), jnp.float32),
+                pltpu.VMEM((kv_heads, rows_per_head, stream.LANES), jnp.float32),
                 pltpu.VMEM((kv_heads, rows_per_head, size), jnp.float32),
                 *stream.scratch_shapes(problem, block_pages, kv_heads),
             ],

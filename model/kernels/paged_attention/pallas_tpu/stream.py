@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from model.kernels.paged_attention import target
-from model.kernels.paged_attention.problem import Problem
+from model.kernels.paged_attention.problem import Pools, Problem
 
 
 class Span(NamedTuple):
@@ -28,9 +28,9 @@ class PageStream:
 
     Whole pages move, each in one contiguous copy per pool, and only those inside the span. `heads` says which KV heads
     of a page this core reads. The refs: `table` int32 `[rows * max_pages]` in SMEM; `pools` `[pages, kv_heads,
-    page_size, ...]` in HBM: k and v, and their scales where there are any; `buffers` `[2, block_pages, heads,
-    page_size, ...]` in VMEM, one for each pool; `arrived`, a semaphore for each half of the buffers; `turn` int32 `[1]`
-    in SMEM, which half comes next.
+    page_size, head_dim]` in HBM: k and v, and where there are scales those as `lanes_of` gives them; `buffers`
+    `[2, block_pages, ...]` in VMEM, one for each pool, of this core's heads; `arrived`, a semaphore for each half of
+    the buffers; `turn` int32 `[1]` in SMEM, which half comes next.
     """
 
     problem: Problem
@@ -87,11 +87,15 @@ class PageStream:
         """Starts the copies of a block into half `slot` of the buffers, or waits for them."""
         first = span.first + block * self.block_pages
         heads = pl.ds(self.first_head, self.heads)
+        scale_rows = slice(None)
+        if self.problem.quantized and self._scales_are_split:
+            scale_rows = pl.ds(self.first_head * self.problem.page_size // LANES, self.buffers[2].shape[2])
+        parts = (heads, heads, scale_rows, scale_rows)[: len(self.pools)]
 
         def one_page(index, _):
             page = self.table[span.row * self.problem.max_pages + first + index]
-            for pool, buffer in zip(self.pools, self.buffers, strict=True):
-                copy = pltpu.make_async_copy(pool.at[page, heads], buffer.at[slot, index], self.arrived.at[slot])
+            for pool, part, buffer in zip(self.pools, parts, self.buffers, strict=True):
+                copy = pltpu.make_async_copy(pool.at[page, part], buffer.at[slot, index], self.arrived.at[slot])
                 getattr(copy, method)()
             return _
 
@@ -162,9 +166,27 @@ class PageStream:
         """Scales of one head's keys (0) or values (1) in a block, `[1, block_tokens]`; None where there are none."""
         if not self.problem.quantized:
             return None
-        buffer = self.buffers[2 + which]
-        pages = [buffer[slot, page, pl.ds(head, 1)] for page in range(self.block_pages)]
-        return jnp.concatenate(pages, axis=1)
+        buffer, size = self.buffers[2 + which], self.problem.page_size
+        place = (head if self._scales_are_split else self.first_head + head) * size
+        row, lane, per_row = place // LANES, place % LANES, max(1, LANES // size)
+        chunks = []
+        for page in range(0, self.block_pages, per_row):
+            here = range(page, min(page + per_row, self.block_pages))
+            if per_row == 1:
+                chunks += [buffer[slot, page, pl.ds(row + i, 1)] for i in range(size // LANES)]
+                continue
+            chunk = jnp.zeros((1, LANES), jnp.float32)
+            start = lax.broadcasted_iota(jnp.int32, chunk.shape, 1) // size
+            for i, each in enumerate(here):
+                moved = pltpu.roll(buffer[slot, each, pl.ds(row, 1)], (i * size - lane) % LANES, 1)
+                chunk = jnp.where(start == i, moved, chunk)
+            chunks.append(chunk[:, : len(here) * size])
+        return jnp.concatenate(chunks, axis=1)
+
+    @property
+    def _scales_are_split(self) -> bool:
+        """Whether the buffers hold the scales of this core's heads alone."""
+        return self.buffers[2].shape[2] * LANES == self.heads * self.problem.page_size
 
     def _tokens(self, buffer, slot, head) -> jax.Array:
         """One head's tokens in a block; one-byte values as float32, whose rows do not pack."""
@@ -179,8 +201,34 @@ def scratch_shapes(problem: Problem, block_pages: int, heads: int) -> list[Any]:
     page = (2, block_pages, heads, problem.page_size)
     buffers = [pltpu.VMEM((*page, problem.head_dim), problem.kv_dtype)] * 2
     if problem.quantized:
-        buffers += [pltpu.VMEM(page, jnp.float32)] * 2
+        split = heads * problem.page_size % LANES == 0
+        rows = pl.cdiv((heads if split else problem.kv_heads) * problem.page_size, LANES)
+        buffers += [pltpu.VMEM((2, block_pages, rows, LANES), jnp.float32)] * 2
     return [*buffers, pltpu.SemaphoreType.DMA((2,)), pltpu.SMEM((1,), jnp.int32)]
+
+
+def lanes_of(scale: jax.Array) -> jax.Array:
+    """Scales `[pages, kv_heads, page_size]` as rows of whole tiles, `[pages, n, 128]`: no lane of a tile is padding.
+
+    A reshape and no copy where they came as `scales_shape` says; else XLA copies them, padded, in every call.
+    """
+    flat = scale.reshape(scale.shape[0], -1)
+    rows = pl.cdiv(flat.shape[1], LANES)
+    return jnp.pad(flat, ((0, 0), (0, rows * LANES - flat.shape[1]))).reshape(-1, rows, LANES)
+
+
+def pools_in_use(pools: Pools) -> tuple[jax.Array, ...]:
+    """The arrays that a kernel takes: k, v, and their scales where there are any.
+
+    They stay in HBM: XLA would bring small ones to VMEM whole, for a kernel that reads some of their pages.
+    """
+    scales = (
+        () if pools.k_scale is None or pools.v_scale is None else (lanes_of(pools.k_scale), lanes_of(pools.v_scale))
+    )
+    arrays = (pools.k, pools.v, *scales)
+    if target.platform() == "cpu":
+        return arrays
+    return tuple(pltpu.with_memory_space_constraint(array, pltpu.HBM) for array in arrays)
 
 
 def tile_rows(problem: Problem) -> int:
@@ -228,4 +276,5 @@ def interpret() -> Any:
 
 # Below any score, yet finite: differences of two of them are 0, not NaN.
 LOWEST = -1e30
+LANES = 128
 VMEM_LIMIT = 48 << 20

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.kernels.paged_attention import paged_attention
+from model.kernels.paged_attention import paged_attention, scales_shape
 from tests.model.kernels.paged_attention import cases
 
 
@@ -131,6 +131,18 @@ def test_quantized_kv(backend: Backend, kv_dtype: str) -> None:
             check(backend, quantized, max(queries), expected)
         return
     check(backend, quantized, max(queries), expected)
+
+
+@pytest.mark.parametrize("name", ["xla", "pallas_tpu"])
+def test_scales_in_whole_tiles_are_the_same_scales(name: str) -> None:
+    """Pages of 64: two heads share a row of 128 scales."""
+    batch = cases.build(cases.Shape(4, 4, page_size=64, max_pages=3), [150, 1], [20, 1])
+    quantized = cases.quantize(batch.cache, "int8")
+    expected = cases.dense_attention(batch._replace(cache=cases.dequantize(quantized)))
+    shape = scales_shape(*quantized.k.shape[:3])
+    assert shape[1:] == (2, 128)
+    k_scale, v_scale = (scale.reshape(shape) for scale in quantized[2:])
+    check(Backend(name), batch._replace(cache=quantized._replace(k_scale=k_scale, v_scale=v_scale)), 20, expected)
 
 
 @every_backend_at_length

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from model.kernels.paged_attention import paged_attention, write_and_attend
+from model.kernels.paged_attention import paged_attention, scales_shape, write_and_attend
 from tests.model.kernels.paged_attention import cases
 
 
@@ -57,7 +57,7 @@ class Step:
         pool = array((pages, self.kv_heads, self.page_size, self.head_dim), self.kv_dtype)
         cache: cases.Cache | cases.QuantizedCache = cases.Cache(pool, pool)
         if jnp.dtype(self.kv_dtype).itemsize == 1:
-            scale = array(pool.shape[:3], jnp.float32)
+            scale = array(scales_shape(*pool.shape[:3]), jnp.float32)
             cache = cases.QuantizedCache(pool, pool, scale, scale)
         return cases.Batch(
             array((self.tokens, self.q_heads, self.head_dim), jnp.bfloat16),
@@ -72,17 +72,19 @@ class Step:
         return paged_attention(*batch, max_query_len=self.max_query_len, sliding_window=self.sliding_window)
 
 
-# Scales lie in lanes: with pages of less than 128 tokens XLA pads and copies them, some percent of the pool.
 DECODES = {
     "bf16": Step(),
-    "int8": Step(kv_dtype="int8", page_size=128),
-    "fp8": Step(kv_dtype="float8_e4m3fn", page_size=128),
+    "int8": Step(kv_dtype="int8"),
+    "int8, page 128": Step(kv_dtype="int8", page_size=128),
+    "int8, page 32": Step(kv_dtype="int8", page_size=32),
+    "fp8": Step(kv_dtype="float8_e4m3fn"),
     "window": Step(sliding_window=1024),
     "MQA": Step(kv_heads=1, page_size=16),
     "head_dim 256": Step(rows=8, tokens=8, q_heads=8, head_dim=256),
 }
 CHUNKS = {
     "bf16": Step(rows=8, tokens=512, max_query_len=505),
+    "int8": Step(rows=8, tokens=64, max_query_len=57, kv_dtype="int8"),
     "MHA, head_dim 256": Step(rows=8, tokens=64, max_query_len=57, q_heads=8, head_dim=256),
 }
 
