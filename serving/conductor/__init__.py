@@ -8,4 +8,5 @@ from serving.conductor.roles import RoleConfig as RoleConfig
 from serving.conductor.types import SLO as SLO
 from serving.conductor.types import Deferral as Deferral
 from serving.conductor.types import Placement as Placement
+from serving.conductor.types import PrefillReport as PrefillReport
 from serving.conductor.types import Rejection as Rejection

@@ -15,12 +15,13 @@ from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
 from serving.conductor.placement import Choice, ClusterView, placement_policy
 from serving.conductor.roles import RoleChange, RoleConfig, RoleController
-from serving.conductor.types import SLO, Deferral, Placement, Rejection, SchedulableRequest
+from serving.conductor.types import SLO, Deferral, Placement, PrefillReport, Rejection, SchedulableRequest
 
 Request = TypeVar("Request", bound=SchedulableRequest)
 QUEUE_ORDERS = ("fifo", "shortest")
 # One priority level outweighs any waiting time.
 _PRIORITY_S = 1e9
+_MANY_TENANTS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class ConductorConfig:
         queue_order: "fifo", or "shortest": short prefills first, with ageing: a request is overtaken only by those that
             arrive within `patience` times the difference of their prefill times.
         patience: of "shortest".
-        fair: share prefill evenly among tenants that compete (virtual clock).
+        fair: share prefill evenly among tenants that compete (start-time fair queueing, Goyal et al. 1996).
         learned_limit: with any admission, what "goodput" does: scale the TBT limit by a learned `Margin`.
         learn: refine the time estimates from what instances report.
         roles: when instances change between the pools; `None` = never.
@@ -66,6 +67,7 @@ class _Accepted:
     placement: Placement
     arrival_s: float
     prefill_end_s: float
+    turn_s: float
     decode_start_s: float | None = None
 
 
@@ -84,7 +86,10 @@ class Conductor(Generic[Request]):
         self.margin = Margin()
         self._accepted: dict[int, _Accepted] = {}
         self._deferred: list[tuple[float, int, Request]] = []
-        self._tenant_tag: dict[str, float] = {}
+        # Virtual time of fair queueing, which is seconds of prefill that each competing tenant has had, and where on it
+        # each one's next turn begins.
+        self._virtual_s = 0.0
+        self._turns_s: dict[str, float] = {}
         self._context_tokens = 4096.0
         self._roles = RoleController(config.roles) if config.roles is not None else None
 
@@ -93,7 +98,7 @@ class Conductor(Generic[Request]):
         if not self.view.prefill_order or not self.view.decode_order:
             return self._refuse(Rejection("no instance", 0.0, 0.0, 1.0))
         self._context_tokens += (request.input_tokens - self._context_tokens) * 0.01
-        order = self._order(request, now)
+        order = self._order(request)
         choice = self._place(self.view, self.estimator.model, request, order, now)
         if self._roles is not None:
             self._roles.offer(choice.prefill_s, now)
@@ -107,7 +112,7 @@ class Conductor(Generic[Request]):
         if not self._deferred or not self.view.prefill_order or not self.view.decode_order:
             return None
         request = self._deferred[0][2]
-        order = self._order(request, now)
+        order = self._order(request)
         choice = self._place(self.view, self.estimator.model, request, order, now)
         decision = self._decide(request, choice, order, now)
         if isinstance(decision, Deferral):
@@ -126,10 +131,12 @@ class Conductor(Generic[Request]):
         """Requests that wait at the Conductor."""
         return len(self._deferred)
 
-    def _order(self, request: Request, now: float) -> float:
-        order = request.arrival_s + _PRIORITY_S * request.priority
-        if self.config.fair:
-            order = _PRIORITY_S * request.priority + max(now, self._tenant_tag.get(request.tenant, now))
+    def _turn_s(self, request: Request) -> float:
+        """Virtual time at which a request is its tenant's turn: now, or after what the tenant has waiting."""
+        return max(self._virtual_s, self._turns_s.get(request.tenant, 0.0))
+
+    def _order(self, request: Request) -> float:
+        order = _PRIORITY_S * request.priority + (self._turn_s(request) if self.config.fair else request.arrival_s)
         if self.config.queue_order == "shortest":
             order += self.config.patience * self.estimator.model.prefill_s(request.input_tokens, 0)
         return order
@@ -165,22 +172,22 @@ class Conductor(Generic[Request]):
             choice.reused_tokens,
             choice.source,
             choice.pulled_tokens,
+            choice.queue_s,
+            choice.pull_s,
             choice.prefill_s,
             choice.ttft_s,
             tbt_s,
             order,
         )
-        self._accepted[request.id] = _Accepted(placement, request.arrival_s, now + choice.ttft_s)
+        turn_s = self._turn_s(request)
+        self._accepted[request.id] = _Accepted(placement, request.arrival_s, now + choice.ttft_s, turn_s)
         self.occupancy.accept(now + choice.ttft_s)
         if self.config.fair:
-            self._charge(request, choice.prefill_s, now)
+            self._turns_s[request.tenant] = turn_s + choice.prefill_s
+            if len(self._turns_s) > _MANY_TENANTS:
+                # Whoever has nothing waiting needs no entry.
+                self._turns_s = {name: turn for name, turn in self._turns_s.items() if turn > self._virtual_s}
         return placement
-
-    def _charge(self, request: Request, prefill_s: float, now: float) -> None:
-        """Moves the tenant's virtual clock on by its work over its share of the pool."""
-        active = sum(tag > now for tag in self._tenant_tag.values()) or 1
-        share = len(self.view.prefill_order) / active
-        self._tenant_tag[request.tenant] = max(now, self._tenant_tag.get(request.tenant, now)) + prefill_s / share
 
     def _select_decode(self, request: Request, prefill: int) -> int | None:
         """The least predicted TBT among the instances with room for the prompt and a mean output."""
@@ -196,16 +203,14 @@ class Conductor(Generic[Request]):
         self.rejections[rejection.reason] = self.rejections.get(rejection.reason, 0) + 1
         return rejection
 
-    def prefill_done(
-        self, request: Request, execution_s: float, reused_tokens: int, decodes: bool, now: float
-    ) -> Rejection | None:
+    def prefill_done(self, request: Request, report: PrefillReport, now: float) -> Rejection | None:
         """The first token is there. Returns a rejection where the decode instance's double-check fails: then the
-        prefill was wasted. `decodes` is false for a request that ends with its first token.
+        prefill was wasted.
         """
         accepted = self._accepted[request.id]
-        self.estimator.observe_prefill(request.input_tokens, reused_tokens, execution_s)
-        self.estimator.observe_ttft(accepted.prefill_end_s - accepted.arrival_s, now - accepted.arrival_s)
-        if not decodes:
+        self._virtual_s = max(self._virtual_s, accepted.turn_s)
+        self._learn_prefill(request, accepted, report, now)
+        if not report.decodes:
             self.occupancy.drop(accepted.prefill_end_s)
             del self._accepted[request.id]
             self.lengths.observe(1)
@@ -222,12 +227,28 @@ class Conductor(Generic[Request]):
         accepted.decode_start_s = now
         return None
 
+    def _learn_prefill(self, request: Request, accepted: _Accepted, report: PrefillReport, now: float) -> None:
+        estimator, placement = self.estimator, accepted.placement
+        estimator.observe_prefill(
+            request.input_tokens, report.reused_tokens, placement.predicted_prefill_s, report.execution_s
+        )
+        estimator.queue.observe(placement.predicted_queue_s, report.queue_s)
+        if placement.source is not None:
+            estimator.transfer.observe(placement.predicted_pull_s, report.pull_s)
+        estimator.ttft.observe(accepted.prefill_end_s - accepted.arrival_s, now - accepted.arrival_s)
+
+    def iterated(self, batch: int, tokens: float, seconds: float) -> None:
+        """A decode instance ran an iteration, or several of these means."""
+        self.estimator.observe_decode(batch, tokens, seconds)
+
     def decode_done(self, request: Request, output_tokens: int, tbt_s: float, now: float) -> None:
         """A request ended with so many tokens, at this TBT."""
         accepted = self._accepted.pop(request.id)
         if accepted.decode_start_s is not None:
             self.occupancy.finish(accepted.decode_start_s, now)
         self.lengths.observe(output_tokens)
+        if tbt_s > 0:
+            self.estimator.tbt.observe(accepted.placement.predicted_tbt_s, tbt_s)
         if self._admission.learns_limit or self.config.learned_limit:
             self.margin.observe(tbt_s > self.config.slo.tbt_s)
 

@@ -85,8 +85,23 @@ class TimeModel:
         return self.transfer_token * tokens
 
 
+class MeanError:
+    """Running means of |predicted - observed| and of that over what was observed."""
+
+    def __init__(self) -> None:
+        self.observations = 0
+        self.absolute = self.relative = 0.0
+
+    def observe(self, predicted: float, observed: float) -> None:
+        self.observations += 1
+        error = abs(predicted - observed)
+        self.absolute += (error - self.absolute) / self.observations
+        if observed > 0:
+            self.relative += (error / observed - self.relative) / self.observations
+
+
 class TimeEstimator:
-    """A `TimeModel` that follows what the cluster reports."""
+    """A `TimeModel` that follows what the cluster reports, and what its predictions were off by."""
 
     _PREFILL_SCALES = (1.0, 1e4, 1e8, 1e4)
     _DECODE_SCALES = (1.0, 10.0, 1e5)
@@ -99,10 +114,11 @@ class TimeEstimator:
             (m.prefill_base, m.prefill_token, m.prefill_pair, m.prefill_reused), self._PREFILL_SCALES
         )
         self._decode = OnlineRegression((m.decode_base, m.decode_sequence, m.decode_token), self._DECODE_SCALES)
-        self._ttft_error = 0.0
-        self._ttfts = 0
+        self.prefill, self.queue, self.transfer, self.ttft, self.tbt = (MeanError() for _ in range(5))
 
-    def observe_prefill(self, tokens: int, reused: int, seconds: float) -> None:
+    def observe_prefill(self, tokens: int, reused: int, predicted_s: float, seconds: float) -> None:
+        """One prefill, and what had been predicted for it."""
+        self.prefill.observe(predicted_s, seconds)
         if self._learns:
             fresh = tokens - reused
             self._prefill.learn((1.0, fresh, fresh * (tokens + reused), reused), seconds)
@@ -118,17 +134,14 @@ class TimeEstimator:
             base, sequence, token = self._decode.weights
             self.model = dataclasses.replace(self.model, decode_base=base, decode_sequence=sequence, decode_token=token)
 
-    def observe_ttft(self, predicted_s: float, seconds: float) -> None:
-        self._ttfts += 1
-        self._ttft_error += abs(predicted_s - seconds)
-
     def errors(self) -> dict[str, float]:
-        """Mean relative errors of prefill and decode times (0 where nothing was learned), mean |error| of TTFT in s."""
-        return {
-            "prefill": self._prefill.error,
-            "decode": self._decode.error,
-            "ttft_s": self._ttft_error / self._ttfts if self._ttfts else 0.0,
-        }
+        """Mean errors of what was observed: relative for prefill, decode iterations and TBT; seconds for the others."""
+        found = {"prefill": self.prefill, "tbt": self.tbt}
+        errors = {name: error.relative for name, error in found.items() if error.observations}
+        if self._decode.observations:
+            errors["decode"] = self._decode.error
+        found = {"queue_s": self.queue, "transfer_s": self.transfer, "ttft_s": self.ttft}
+        return errors | {name: error.absolute for name, error in found.items() if error.observations}
 
 
 class OutputLengths:

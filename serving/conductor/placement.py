@@ -55,6 +55,8 @@ class Choice:
     reused_tokens: int
     source: int | None
     pulled_tokens: int
+    queue_s: float
+    pull_s: float
     prefill_s: float
     ttft_s: float
 
@@ -74,7 +76,8 @@ def _local(
             break
     reused = min(blocks * view.block_size, request.input_tokens - 1)
     prefill_s = costs.prefill_s(request.input_tokens, reused)
-    return Choice(i, reused, None, 0, prefill_s, view.prefill[i].queue_s(now, order) + prefill_s)
+    queue_s = view.prefill[i].queue_s(now, order)
+    return Choice(i, reused, None, 0, queue_s, 0.0, prefill_s, queue_s + prefill_s)
 
 
 def random_choice(seed: int) -> PlacementPolicy:
@@ -203,7 +206,7 @@ class _Search:
                 prefill_s = costs.prefill_s(tokens, matched)
                 cost = queue_s + prefill_s * (1 + pressure)
                 if cost < least:
-                    least, found = cost, Choice(index, matched, None, 0, prefill_s, queue_s + prefill_s)
+                    least, found = cost, Choice(index, matched, None, 0, queue_s, 0.0, prefill_s, queue_s + prefill_s)
             if pull and queue_s + whole_s * (1 + pressure) < least:
                 source, wait_s = self.source(instance)
                 pull_s = wait_s + costs.transfer_s(longest - matched)
@@ -211,7 +214,9 @@ class _Search:
                 cost = ready_s + whole_s * (1 + pressure)
                 if cost < least:
                     least = cost
-                    found = Choice(index, longest, source, longest - matched, whole_s, ready_s + whole_s)
+                    found = Choice(
+                        index, longest, source, longest - matched, queue_s, pull_s, whole_s, ready_s + whole_s
+                    )
         if found is None:
             raise ConductorError("No prefill instance is left; add one before scheduling.")
         return found

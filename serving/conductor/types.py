@@ -86,6 +86,8 @@ class Placement:
         reused_tokens: prompt tokens whose KV is not computed again, pulled ones included.
         source: instance to pull KV from; `None` where only the local cache is used.
         pulled_tokens: how many of `reused_tokens` come from `source`.
+        predicted_queue_s: until instance `prefill` is free.
+        predicted_pull_s: until the KV from `source` is there; 0 without one.
         predicted_prefill_s: execution alone.
         predicted_ttft_s: from now: queue, transfer and execution.
         predicted_tbt_s: on the decode instance with this request in its batch.
@@ -97,10 +99,31 @@ class Placement:
     reused_tokens: int
     source: int | None
     pulled_tokens: int
+    predicted_queue_s: float
+    predicted_pull_s: float
     predicted_prefill_s: float
     predicted_ttft_s: float
     predicted_tbt_s: float
     order: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefillReport:
+    """What an instance measured of a prefill that is done.
+
+    Attributes:
+        queue_s: from its placement to its start.
+        pull_s: from its placement until the KV of another instance was there; 0 without one.
+        execution_s: from its start to its end.
+        reused_tokens: whose KV was not computed.
+        decodes: false for a request that ends with its first token.
+    """
+
+    queue_s: float
+    pull_s: float
+    execution_s: float
+    reused_tokens: int
+    decodes: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

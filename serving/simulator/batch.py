@@ -43,6 +43,8 @@ class IteratingBatch:
         self.waiting: deque[Flight] = deque()
         self.tokens = 0
         self.iterations = 0
+        # Told the batch, its mean tokens and the mean seconds of runs of iterations, where somebody learns from them.
+        self.report: Callable[[int, float, float], None] | None = None
         self._at = at
         self._finished = finished
         self._reserved = 0
@@ -107,6 +109,9 @@ class IteratingBatch:
             return
         count = self._planned
         self._log_run(count, now)
+        if self.report is not None:
+            size, mean = len(self._members), (count - 1) / 2
+            self.report(size, self.tokens + size * mean, self._first + self._step * mean)
         self.iterations += count
         self.tokens += count * len(self._members)
         self._advance_prefill(count, now)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from serving.conductor import ClusterView, Conductor, Placement, Rejection
+from serving.conductor import ClusterView, Conductor, Placement, PrefillReport, Rejection
 from serving.conductor.pipeline import PipelineTimeModel
 from serving.conductor.roles import DECODE, PREFILL
 from serving.simulator.cache import NodeCache
@@ -116,6 +116,10 @@ class Simulation:
                 self._up[node] = 0.0
                 self._serve(node, 0.0)
         self.conductor = Conductor(config.conductor, self.view, costs)
+        if config.conductor.learn and not coupled:
+            for side in self.decode:
+                if isinstance(side, DecodeSide):
+                    side.report = self.conductor.iterated
 
     def _nic(self, node: int) -> Nic:
         """Of a node or a group of them."""
@@ -228,7 +232,7 @@ class Simulation:
     def _launch(self, request: TraceRequest, placement: Placement, now: float) -> None:
         """Books what the Conductor decided: KV to pull, a place in the queue, a promise of decode."""
         node = self.prefill[placement.prefill]
-        flight = Flight(request, placement, self._interrupted.pop(request.id, None) if self._interrupted else None)
+        flight = Flight(request, placement, self._interrupted.pop(request.id, None) if self._interrupted else None, now)
         self._flights[request.id] = flight
         if self.config.ssd_blocks and not self._engines and placement.reused_tokens > placement.pulled_tokens:
             size, local = self.view.block_size, placement.reused_tokens - placement.pulled_tokens
@@ -281,7 +285,14 @@ class Simulation:
             past.last_token_s = now
         flight.first_token_s = now
         decodes = request.output_tokens > 1
-        refused = self.conductor.prefill_done(request, flight.prefill_s, placement.reused_tokens, decodes, now)
+        report = PrefillReport(
+            flight.started_s - flight.placed_s,
+            flight.pulled_s - flight.placed_s if placement.source is not None else 0.0,
+            flight.prefill_s,
+            placement.reused_tokens,
+            decodes,
+        )
+        refused = self.conductor.prefill_done(request, report, now)
         if self._recorder is not None:
             self._recorder.prefilled(flight, node.name, now)
         decode = self.decode[placement.decode]

@@ -46,6 +46,7 @@ class Flight:
 
     Attributes:
         past: what it had got before a node died, if one did.
+        placed_s: when the Conductor placed it.
         pulled_s: when KV pulled from another node is here.
         ssd_tokens: reused tokens that the prefill node must read from SSD.
         prefill_s: execution of its prefill, waiting for KV to load included.
@@ -59,6 +60,7 @@ class Flight:
     request: TraceRequest
     placement: Placement
     past: Past | None = None
+    placed_s: float = 0.0
     pulled_s: float = 0.0
     ssd_tokens: int = 0
     started_s: float = 0.0
