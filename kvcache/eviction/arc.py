@@ -14,6 +14,8 @@ class ARC(EvictionPolicy):
     A miss on a ghost of either list moves the boundary between the two in favour of that list.
     """
 
+    _replaces = True
+
     def __init__(self, capacity: int, keep_prefixes: bool = False) -> None:
         super().__init__(capacity, keep_prefixes)
         self._once: Queue = OrderedDict()

@@ -9,8 +9,8 @@ from kvcache.errors import KVCacheError
 class EvictionPolicy(abc.ABC):
     """Which block leaves next.
 
-    The owner of a tier calls `insert` for a block that was not there, `touch` for one that was, and `evict` until the
-    tier fits its limit. Pinned blocks (those in use) are never evicted: one that comes up is set aside, and is next in
+    The owner of a tier passes whole prompts to `admit`; or it calls `insert` for a block that was not there, `touch` for
+    one that was, and `evict` until the tier fits its limit. Pinned blocks (those in use) are never evicted: one that comes up is set aside, and is next in
     line again when its last pin goes. Every call is O(1) amortised unless a policy says otherwise.
 
     Attributes:
@@ -18,6 +18,9 @@ class EvictionPolicy(abc.ABC):
         keep_prefixes: the prefix rule: no block leaves before those that continue it, for without it no prompt reaches
             them. A block is then pinned while a child of it is here. (`remove` is the owner's word and may take it.)
     """
+
+    # Whether a new block replaces one that is here, or competes with them and may be the one that leaves.
+    _replaces = False
 
     def __init__(self, capacity: int, keep_prefixes: bool = False) -> None:
         if capacity < 1:
@@ -82,6 +85,28 @@ class EvictionPolicy(abc.ABC):
                 self.touch(key, now)
             else:
                 self.insert(key, now, path[place - 1] if place else None, place)
+
+    def admit(self, path: Sequence[Hashable], now: float) -> list[Hashable]:
+        """`access` within `capacity`; returns the blocks that were evicted.
+
+        Where new blocks replace others, room is made before they come, never from the prompt's own, and a prompt longer
+        than the capacity keeps its beginning. Otherwise room is made afterwards, from all alike.
+
+        Raises:
+            KVCacheError: too many blocks are pinned.
+        """
+        if not self._replaces:
+            self.access(path, now)
+            return [self.evict() for _ in range(len(self) - self.capacity)]
+        path = unique(path)[: self.capacity]
+        here = [key for key in path if key in self._present]
+        for key in here:
+            self.pin(key)
+        evicted = [self.evict() for _ in range(len(self) + len(path) - len(here) - self.capacity)]
+        for key in here:
+            self.unpin(key)
+        self.access(path, now)
+        return evicted
 
     def evict(self) -> Hashable:
         """Removes and returns the block whose loss costs least. Raises `KVCacheError` where all are pinned."""

@@ -46,6 +46,9 @@ class Sieve(EvictionPolicy):
     when nothing is before it, it starts again at the oldest.
     """
 
+    # A block that competed before it was ever used would always lose to those that were, and the hand never come round.
+    _replaces = True
+
     def __init__(self, capacity: int, keep_prefixes: bool = False) -> None:
         super().__init__(capacity, keep_prefixes)
         self._before: Queue = OrderedDict()
@@ -82,6 +85,7 @@ class S3FIFO(EvictionPolicy):
     and enter the main queue directly if they are back soon.
     """
 
+    _replaces = True
     _MOST_USES = 3
 
     def __init__(self, capacity: int, keep_prefixes: bool = False) -> None:

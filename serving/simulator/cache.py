@@ -11,7 +11,7 @@ class NodeCache:
     """Blocks of one node by tier: what host memory evicts goes to SSD, and comes back when it is used."""
 
     def __init__(self, host_blocks: int, ssd_blocks: int = 0, eviction: str = "lru") -> None:
-        self._host_limit, self._ssd_limit = host_blocks, ssd_blocks
+        self._ssd_limit = ssd_blocks
         self._host = eviction_policy(eviction, max(1, host_blocks))
         self._ssd = eviction_policy(eviction, max(1, ssd_blocks))
 
@@ -22,16 +22,14 @@ class NodeCache:
             for block in blocks:
                 if block in ssd:
                     ssd.remove(block)
-        host.access(blocks, now)
-        lost: list[Hashable] = []
-        while len(host) > self._host_limit:
-            block = host.evict()
-            if self._ssd_limit:
-                ssd.insert(block, now)
-            else:
-                lost.append(block)
-        while len(ssd) > self._ssd_limit:
-            lost.append(ssd.evict())
+        evicted = host.admit(blocks, now)
+        if not self._ssd_limit:
+            return evicted
+        lost = []
+        for block in evicted:
+            if len(ssd) == self._ssd_limit:
+                lost.append(ssd.evict())
+            ssd.insert(block, now)
         return lost
 
     def on_ssd(self, blocks: Iterable[Hashable]) -> int:

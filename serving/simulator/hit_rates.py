@@ -42,9 +42,7 @@ def replay_hits(trace: Trace, policy: EvictionPolicy) -> Hits:
         tokens += min(matched * trace.block_size, request.input_tokens)
         blocks += matched
         all_blocks += len(request.block_ids)
-        policy.access(request.block_ids, request.arrival_s)
-        for _ in range(len(policy) - policy.capacity):
-            policy.evict()
+        policy.admit(request.block_ids, request.arrival_s)
     return Hits(tokens, blocks, sum(request.input_tokens for request in trace.requests), all_blocks)
 
 

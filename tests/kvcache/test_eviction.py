@@ -29,9 +29,7 @@ def hits(policy: EvictionPolicy, paths: Sequence[Sequence[Hashable]]) -> int:
     total = 0
     for now, path in enumerate(paths):
         total += len(list(itertools.takewhile(policy.__contains__, path)))
-        policy.access(path, float(now))
-        while len(policy) > policy.capacity:
-            policy.evict()
+        policy.admit(path, float(now))
     return total
 
 
@@ -146,6 +144,52 @@ def test_evicts_what_the_definition_says(rule: str, capacity: int) -> None:
         policy.access(path, float(number))
         gone = [policy.evict() for _ in range(len(policy) - capacity)]
         assert gone == plain.access(number)
+
+
+def plain_sieve(keys: Sequence[int], capacity: int) -> list[list[int]]:
+    """What SIEVE evicts for each key, from a list with a hand on it, as the paper draws it."""
+    queue: list[int] = []  # The oldest first.
+    visited: dict[int, bool] = {}
+    hand, gone = 0, []
+    for key in keys:
+        victims = []
+        if key in visited:
+            visited[key] = True
+        else:
+            if len(queue) == capacity:
+                while visited[queue[hand := hand % len(queue)]]:
+                    visited[queue[hand]] = False
+                    hand += 1
+                victims = [queue.pop(hand)]
+                del visited[victims[0]]
+            queue.append(key)
+            visited[key] = False
+        gone.append(victims)
+    return gone
+
+
+@pytest.mark.parametrize("capacity", [1, 5, 40])
+def test_sieve_is_the_paper_s(capacity: int) -> None:
+    rng = random.Random(capacity)
+    keys = [int(rng.paretovariate(0.7)) % 500 for _ in range(5000)]
+    policy = eviction_policy("sieve", capacity)
+    assert [policy.admit([key], float(now)) for now, key in enumerate(keys)] == plain_sieve(keys, capacity)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_prompt_never_evicts_itself_where_blocks_are_replaced(name: str) -> None:
+    policy, present = eviction_policy(name, 12), set()
+    for now, path in enumerate(conversations(8, 2000)):
+        evicted = policy.admit(path, float(now))
+        assert len(set(evicted)) == len(evicted)
+        assert set(evicted) <= present | set(path)
+        present = (present | set(path)) - set(evicted)
+        if name.removesuffix("+prefix") in ("sieve", "s3fifo", "arc"):
+            assert not set(evicted) & set(path[:12])
+            assert present >= set(path[:12])
+            present -= set(path[12:]) - set(policy)
+        assert set(policy) == present
+        assert len(policy) <= 12
 
 
 @pytest.mark.parametrize("seed", range(4))
