@@ -7,9 +7,8 @@ token. Ties go to the longest local match; without one, to the instance that has
 """
 
 import dataclasses
-import functools
+import itertools
 import math
-import operator
 import random
 from collections.abc import Callable, Iterator
 
@@ -19,10 +18,11 @@ from serving.conductor.estimators import TimeModel
 from serving.conductor.load_order import LoadOrder
 from serving.conductor.types import DecodeInstance, PrefillInstance, SchedulableRequest
 
-# Groups of equal match up to this size are tried one by one; of larger ones, the least loaded member wins anyway.
-_SMALL_GROUP = 16
-# A reordering queue breaks "least loaded first", so the walk looks at a few instances more.
-_WALK = 32
+# Groups of equal match up to this size are tried whole. Of larger ones the least loaded wins, unless a queue reorders or
+# a NIC is busy; so many of the least loaded are tried.
+_FEW = 16
+# Holders of a prefix that a pull may come from.
+_SOURCES = 4
 
 
 @dataclasses.dataclass(slots=True)
@@ -133,7 +133,7 @@ def marginal(longest_pressure: float = 4.0) -> PlacementPolicy:
 class _Search:
     """One request's candidates: few enough to look at, yet never missing the best."""
 
-    __slots__ = ("costs", "groups", "now", "order", "request", "view")
+    __slots__ = ("costs", "groups", "holders", "now", "order", "request", "view")
 
     def __init__(
         self, view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float
@@ -144,53 +144,29 @@ class _Search:
         self.groups = [
             (min(depth * view.block_size, cap), mask) for depth, mask in view.directory.match(request.block_ids) if live
         ]
+        self.holders = [*itertools.islice(members(self.groups[0][1]), _SOURCES)] if self.groups else []
 
     def candidates(self) -> Iterator[tuple[int, int]]:
-        """(instance, matched tokens).
+        """(instance, matched tokens), the longest match first.
 
-        Instances of equal match differ by their queue alone, so of a large group only the least loaded counts: the walk
-        from the least loaded instance ends once it has met the longest large group, for whoever follows has a longer
-        queue and no longer match. Of instances without a match the first few count, for the same reason: on a large
-        cluster hundreds may be idle before the first holder comes.
+        Instances of equal match, none included, differ by their queue alone, so of a large group only the least loaded
+        count.
         """
-        live = self.view.prefill_order
-        small, large = 0, []
+        live, matched = self.view.prefill_order, 0
         for tokens, mask in self.groups:
-            if mask.bit_count() <= _SMALL_GROUP:
-                small |= mask
-                for index in members(mask):
-                    if index in live:
-                        yield index, tokens
+            matched |= mask
+            if mask.bit_count() > _FEW:
+                chosen = itertools.islice(live.among(mask), _FEW)
             else:
-                large.append((tokens, mask))
-        matched = functools.reduce(operator.or_, (mask for _, mask in large), 0)
-        met, walked, unmatched = not large, 0, 0
-        for _, index in live:
-            if met and walked >= _WALK:
-                return
-            bit = 1 << index
-            if small & bit:
-                continue
-            walked += 1
-            if not matched & bit:
-                unmatched += 1
-                if unmatched <= _WALK:
-                    yield index, 0
-                continue
-            for place, (tokens, mask) in enumerate(large):
-                if mask & bit:
-                    yield index, tokens
-                    met |= place == 0
-                    break
+                chosen = (index for index in members(mask) if index in live)
+            for index in chosen:
+                yield index, tokens
+        for index in itertools.islice(live.among(~matched), _FEW):
+            yield index, 0
 
     def source(self, instance: PrefillInstance) -> tuple[int, float]:
         """The holder of the longest match whose NIC is free first, of the first few, and the wait for it."""
-        waits = []
-        for index in members(self.groups[0][1]):
-            waits.append((instance.pull_wait_s(self.now, index), index))
-            if len(waits) == 4:
-                break
-        wait_s, index = min(waits)
+        wait_s, index = min((instance.pull_wait_s(self.now, index), index) for index in self.holders)
         return index, wait_s
 
     def best(self, threshold: float, adaptive: bool, pressure: float) -> Choice:

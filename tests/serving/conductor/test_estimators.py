@@ -53,12 +53,17 @@ def test_margin_settles_where_its_goal_of_requests_misses() -> None:
 def test_load_order_is_sorted_after_any_changes() -> None:
     rng = random.Random(0)
     order, loads = LoadOrder(), {}
-    for _ in range(2000):
-        index = rng.randrange(30)
+    for step in range(4000):
+        index = rng.randrange(500 if step < 2000 else 30)
         if rng.random() < 0.2:
             order.discard(index)
             loads.pop(index, None)
         else:
             loads[index] = rng.choice([0.0, 1.0, rng.random()])
             order.set(index, loads[index])
-        assert list(order) == sorted((load, i) for i, load in loads.items())
+        mask = rng.choice([rng.getrandbits(500), 1 << rng.randrange(500), ~rng.getrandbits(500), 0])
+        if step % 10 == 0:
+            assert list(order) == sorted((load, i) for i, load in loads.items())
+            assert [*order.among(mask)] == [i for _, i in order if mask >> i & 1]
+            assert order.indices() == sorted(loads)
+            assert len(order) == len(loads)
