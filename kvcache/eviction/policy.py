@@ -9,9 +9,10 @@ from kvcache.errors import KVCacheError
 class EvictionPolicy(abc.ABC):
     """Which block leaves next.
 
-    The owner of a tier passes whole prompts to `admit`; or it calls `insert` for a block that was not there, `touch` for
-    one that was, and `evict` until the tier fits its limit. Pinned blocks (those in use) are never evicted: one that comes up is set aside, and is next in
-    line again when its last pin goes. Every call is O(1) amortised unless a policy says otherwise.
+    The owner of a tier passes whole prompts to `admit`; or it calls `insert` for a block that was not there, `touch`
+    for one that was, and `evict` until the tier fits its limit. Pinned blocks (those in use) are never evicted: one
+    that comes up is set aside, and is next in line again when its last pin goes. Every call is O(1) amortised unless
+    a policy says otherwise.
 
     Attributes:
         capacity: blocks that the tier holds; policies that split it or remember evicted blocks size themselves by it.

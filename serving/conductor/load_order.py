@@ -38,7 +38,7 @@ class LoadOrder:
         return itertools.chain.from_iterable(self._runs)
 
     def among(self, mask: int) -> Iterator[int]:
-        """Indices of the instances in `mask` (one bit per index; it may be the complement of one), least loaded first."""
+        """Indices of the instances in `mask`, which may be the complement of a set: least loaded first."""
         for run, members in zip(self._runs, self._members, strict=True):
             if members & mask:
                 for _, index in run:

@@ -18,8 +18,8 @@ from serving.conductor.estimators import TimeModel
 from serving.conductor.load_order import LoadOrder
 from serving.conductor.types import DecodeInstance, PrefillInstance, SchedulableRequest
 
-# Groups of equal match up to this size are tried whole. Of larger ones the least loaded wins, unless a queue reorders or
-# a NIC is busy; so many of the least loaded are tried.
+# Groups of equal match up to this size are tried whole. Of larger ones the least loaded wins, unless a queue reorders
+# or a NIC is busy; so many of the least loaded are tried.
 _FEW = 16
 # Holders of a prefix that a pull may come from.
 _SOURCES = 4
