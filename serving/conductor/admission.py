@@ -2,28 +2,44 @@
 
 Loads are predicted latencies over their SLOs. `baseline` looks at each stage when it begins, so a request may be
 refused after its prefill; `early_rejection` looks at both at arrival, with today's decode load; `predicted` with the
-decode load of the moment when the prefill will end; `length_aware` predicts that load per request, from how long
-outputs really are; `deferred` does not refuse for decode load but lets requests wait at the Conductor while their TTFT
-allows it. `goodput` is `length_aware` with a limit that learns: a request admitted at a forecast of exactly the SLO
-misses it once its batch grows, so the limit follows the share of finished requests that did.
+decode load of the moment when the prefill will end; `length_aware` predicts that load from how long outputs really are;
+`deferred` does not refuse for decode load but lets requests wait at the Conductor while their TTFT allows it. `goodput`
+is `length_aware` with a limit that learns: a request admitted at a forecast of exactly the SLO misses it once its batch
+grows, so the limit follows the share of finished requests that did.
+
+`request_level` is `goodput` with an output length predicted for every single request, which the paper leaves to future
+work. `shortest_output` defers on that forecast and lets those with the shortest predicted outputs go first: more
+requests within their SLOs when there is no room for all, at the price of those with long outputs.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeModel
+from serving.conductor.output_predictor import OutputPredictor
 from serving.conductor.placement import Choice, ClusterView
 from serving.conductor.types import SLO, DecodeInstance
 
-ADMISSIONS = ("none", "baseline", "early_rejection", "predicted", "length_aware", "deferred", "goodput")
+ADMISSIONS = (
+    "none",
+    "baseline",
+    "early_rejection",
+    "predicted",
+    "length_aware",
+    "deferred",
+    "goodput",
+    "request_level",
+    "shortest_output",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outlook:
     """What admission decides on: the beliefs of the Conductor at `now` about one request.
 
-    `decode_s` is the TBT that the selected decode instance would have with everything assigned to it.
+    `decoding` are (start, predicted output tokens) of the requests that the selected instance decodes, and
+    `output_tokens` what this one is predicted to generate; only request-level policies are told these.
     """
 
     view: ClusterView
@@ -34,6 +50,9 @@ class Outlook:
     decode: DecodeInstance
     context_tokens: float
     now: float
+    predictor: OutputPredictor
+    decoding: Sequence[tuple[float, float]]
+    output_tokens: float
 
 
 # The TBT, in seconds, on which the decode stage is judged at arrival.
@@ -71,6 +90,21 @@ def length_aware_tbt_s(outlook: Outlook) -> float:
     return costs.decode_s(batch, batch * mean_tokens)
 
 
+def request_level_tbt_s(outlook: Outlook) -> float:
+    """On the selected instance, request by request: each counts with its own chance of still running, from what it has
+    generated and what it was predicted to, when this prefill ends.
+    """
+    decode, costs, predictor = outlook.decode, outlook.costs, outlook.predictor
+    step_s = costs.decode_s(max(1, decode.present), decode.present_tokens)
+    more = outlook.choice.ttft_s / step_s
+    staying = sum(
+        predictor.survival(predicted, (outlook.now - start_s) / step_s, more) for start_s, predicted in outlook.decoding
+    )
+    batch = staying + max(0, decode.assigned - len(outlook.decoding)) + 1
+    mean_tokens = (decode.assigned_tokens + outlook.context_tokens) / (decode.assigned + 1)
+    return costs.decode_s(batch, batch * mean_tokens)
+
+
 class Margin:
     """Share of the TBT SLO up to which to admit, so that a share `goal` of the finished requests misses it.
 
@@ -98,6 +132,8 @@ class AdmissionPolicy:
         checks_late: the decode instance looks again when the prefill is done.
         defers: wait for decode instead of refusing.
         learns_limit: scale the TBT limit by a `Margin`.
+        per_request: outputs are predicted for each request.
+        prefers_short: of the requests that wait, those with the shortest predicted outputs go first.
     """
 
     name: str
@@ -106,6 +142,8 @@ class AdmissionPolicy:
     checks_late: bool
     defers: bool = False
     learns_limit: bool = False
+    per_request: bool = False
+    prefers_short: bool = False
 
     def reason(self, outlook: Outlook, slo: SLO, waited_s: float, margin: float = 1.0) -> tuple[str | None, float]:
         """Why to refuse ("ttft" or "tbt"; `None` = accept), and the forecast TBT; `margin` scales its limit."""
@@ -127,6 +165,17 @@ def admission_policy(name: str) -> AdmissionPolicy:
         AdmissionPolicy("length_aware", True, length_aware_tbt_s, True),
         AdmissionPolicy("deferred", True, length_aware_tbt_s, True, defers=True, learns_limit=True),
         AdmissionPolicy("goodput", True, length_aware_tbt_s, True, learns_limit=True),
+        AdmissionPolicy("request_level", True, request_level_tbt_s, True, learns_limit=True, per_request=True),
+        AdmissionPolicy(
+            "shortest_output",
+            True,
+            request_level_tbt_s,
+            True,
+            defers=True,
+            learns_limit=True,
+            per_request=True,
+            prefers_short=True,
+        ),
     )
     for policy in policies:
         if policy.name == name:

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from serving.conductor.admission import Margin, Outlook, admission_policy
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
+from serving.conductor.output_predictor import OutputPredictor
 from serving.conductor.placement import Choice, ClusterView, placement_policy
 from serving.conductor.roles import RoleChange, RoleConfig, RoleController
 from serving.conductor.types import SLO, Deferral, Placement, PrefillReport, Rejection, SchedulableRequest
@@ -68,6 +69,7 @@ class _Accepted:
     arrival_s: float
     prefill_end_s: float
     turn_s: float
+    output_tokens: float
     decode_start_s: float | None = None
 
 
@@ -79,13 +81,19 @@ class Conductor(Generic[Request]):
         self.view = view
         self.estimator = TimeEstimator(costs, config.learn)
         self.lengths = OutputLengths()
+        self.outputs = OutputPredictor()
         self.occupancy = Occupancy()
         self.rejections: dict[str, int] = {}
         self._place = placement_policy(config.placement, threshold=config.threshold, seed=config.seed)
         self._admission = admission_policy(config.admission)
         self.margin = Margin()
         self._accepted: dict[int, _Accepted] = {}
-        self._deferred: list[tuple[float, int, Request]] = []
+        # By decode instance and request: when its decode started, and what it was predicted to generate. Only filled
+        # where admission looks at single requests.
+        self._decoding: list[dict[int, tuple[float, float]]] = [{} for _ in view.decode]
+        # Requests that wait, in order of arrival, and a heap of (rank, id) in which those that are gone linger.
+        self._waiting: dict[int, Request] = {}
+        self._ranks: list[tuple[float, int]] = []
         # Virtual time of fair queueing, which is seconds of prefill that each competing tenant has had, and where on it
         # each one's next turn begins.
         self._virtual_s = 0.0
@@ -104,32 +112,49 @@ class Conductor(Generic[Request]):
             self._roles.offer(choice.prefill_s, now)
         decision = self._decide(request, choice, order, now)
         if isinstance(decision, Deferral):
-            heapq.heappush(self._deferred, (order, request.id, request))
+            self._waiting[request.id] = request
+            rank = self.outputs.predict(request.block_ids) if self._admission.prefers_short else order
+            heapq.heappush(self._ranks, (rank, request.id))
         return decision
 
     def release(self, now: float) -> tuple[Request, Placement | Rejection] | None:
         """Decides on the first deferred request, or says that there is still no room; ask again until it does."""
-        if not self._deferred or not self.view.prefill_order or not self.view.decode_order:
+        if not self._waiting or not self.view.prefill_order or not self.view.decode_order:
             return None
-        request = self._deferred[0][2]
+        oldest = next(iter(self._waiting.values()))
+        waited_s = now - oldest.arrival_s
+        if waited_s > self.config.slo.ttft_s:
+            del self._waiting[oldest.id]
+            return oldest, self._refuse(Rejection("ttft", waited_s, 0.0, self.occupancy.decode_s / 4))
+        while self._ranks[0][1] not in self._waiting:
+            heapq.heappop(self._ranks)
+        request = self._waiting[self._ranks[0][1]]
         order = self._order(request)
         choice = self._place(self.view, self.estimator.model, request, order, now)
         decision = self._decide(request, choice, order, now)
         if isinstance(decision, Deferral):
             return None
-        heapq.heappop(self._deferred)
+        del self._waiting[request.id]
         return request, decision
 
     def drain(self) -> list[Request]:
         """Takes back all requests that still wait: nothing will come that could release them."""
-        waiting = [request for _, _, request in sorted(self._deferred, key=lambda entry: entry[:2])]
-        self._deferred.clear()
+        waiting = [*self._waiting.values()]
+        self._waiting.clear()
+        self._ranks.clear()
         return waiting
 
     @property
     def deferred(self) -> int:
         """Requests that wait at the Conductor."""
-        return len(self._deferred)
+        return len(self._waiting)
+
+    def errors(self) -> dict[str, float]:
+        """Mean errors of all estimates that something was observed for; see `TimeEstimator.errors`."""
+        errors = self.estimator.errors()
+        if self.outputs.error.observations:
+            errors["output_tokens"] = self.outputs.error.absolute
+        return errors
 
     def _turn_s(self, request: Request) -> float:
         """Virtual time at which a request is its tenant's turn: now, or after what the tenant has waiting."""
@@ -158,7 +183,20 @@ class Conductor(Generic[Request]):
         if index is None:
             return self._refuse(Rejection("kv capacity", choice.ttft_s, 0.0, self.occupancy.decode_s))
         decode = view.decode[index]
-        outlook = Outlook(view, costs, self.occupancy, self.lengths, choice, decode, self._context_tokens, now)
+        per_request = self._admission.per_request
+        outlook = Outlook(
+            view,
+            costs,
+            self.occupancy,
+            self.lengths,
+            choice,
+            decode,
+            self._context_tokens,
+            now,
+            self.outputs,
+            list(self._decoding[index].values()) if per_request else (),
+            self.outputs.predict(request.block_ids) if per_request else self.lengths.mean,
+        )
         reason, tbt_s = self._admission.reason(outlook, slo, now - request.arrival_s, self.margin.value)
         if reason == "tbt" and self._admission.defers:
             return Deferral(tbt_s)
@@ -180,7 +218,9 @@ class Conductor(Generic[Request]):
             order,
         )
         turn_s = self._turn_s(request)
-        self._accepted[request.id] = _Accepted(placement, request.arrival_s, now + choice.ttft_s, turn_s)
+        self._accepted[request.id] = _Accepted(
+            placement, request.arrival_s, now + choice.ttft_s, turn_s, outlook.output_tokens
+        )
         self.occupancy.accept(now + choice.ttft_s)
         if self.config.fair:
             self._turns_s[request.tenant] = turn_s + choice.prefill_s
@@ -213,7 +253,7 @@ class Conductor(Generic[Request]):
         if not report.decodes:
             self.occupancy.drop(accepted.prefill_end_s)
             del self._accepted[request.id]
-            self.lengths.observe(1)
+            self._learn_output(request, accepted, 1)
             return None
         if self._admission.checks_late:
             decode = self.view.decode[accepted.placement.decode]
@@ -225,6 +265,8 @@ class Conductor(Generic[Request]):
                 return self._refuse(Rejection("tbt, after prefill", now - accepted.arrival_s, tbt_s, 1.0))
         self.occupancy.start(accepted.prefill_end_s, now)
         accepted.decode_start_s = now
+        if self._admission.per_request:
+            self._decoding[accepted.placement.decode][request.id] = now, accepted.output_tokens
         return None
 
     def _learn_prefill(self, request: Request, accepted: _Accepted, report: PrefillReport, now: float) -> None:
@@ -244,13 +286,20 @@ class Conductor(Generic[Request]):
     def decode_done(self, request: Request, output_tokens: int, tbt_s: float, now: float) -> None:
         """A request ended with so many tokens, at this TBT."""
         accepted = self._accepted.pop(request.id)
+        self._decoding[accepted.placement.decode].pop(request.id, None)
         if accepted.decode_start_s is not None:
             self.occupancy.finish(accepted.decode_start_s, now)
-        self.lengths.observe(output_tokens)
+        self._learn_output(request, accepted, output_tokens)
         if tbt_s > 0:
             self.estimator.tbt.observe(accepted.placement.predicted_tbt_s, tbt_s)
         if self._admission.learns_limit or self.config.learned_limit:
             self.margin.observe(tbt_s > self.config.slo.tbt_s)
+
+    def _learn_output(self, request: Request, accepted: _Accepted, tokens: int) -> None:
+        self.lengths.observe(tokens)
+        if self._admission.per_request:
+            full = request.block_ids[: request.input_tokens // self.view.block_size]
+            self.outputs.observe(full, accepted.output_tokens, tokens)
 
     def redirect(self, request: Request) -> Placement | None:
         """Another decode instance for an accepted request whose own has left; `None` where none has room."""
@@ -264,6 +313,7 @@ class Conductor(Generic[Request]):
     def forget(self, request: Request) -> None:
         """A request was lost with its instance; nothing is learned from it."""
         accepted = self._accepted.pop(request.id)
+        self._decoding[accepted.placement.decode].pop(request.id, None)
         if accepted.decode_start_s is None:
             self.occupancy.drop(accepted.prefill_end_s)
         else:

@@ -191,7 +191,7 @@ class Simulation:
             self._wasted_s,
             self.hits_by_tier,
             self.conductor.rejections | ({"request too long": self._too_long} if self._too_long else {}),
-            self.conductor.estimator.errors(),
+            self.conductor.errors(),
             handled + len(trace.requests),
             self._switches,
             self._reruns,

@@ -42,6 +42,8 @@ def test_mean_errors_are_those_of_their_definition() -> None:
 def test_only_what_was_observed_has_an_error() -> None:
     result = run(ConductorConfig(), [TraceRequest(0, 0.0, 4000, 1)])
     assert result.errors == pytest.approx({"prefill": 0.0, "queue_s": 0.0, "ttft_s": 0.0})
+    predicted = run(ConductorConfig(admission="request_level"), [TraceRequest(0, 0.0, 4000, 1)])
+    assert predicted.errors["output_tokens"] == pytest.approx(255.0)
 
 
 def test_every_estimate_reports_its_error() -> None:
@@ -171,3 +173,38 @@ def test_transfers_wait_for_sender_and_receiver() -> None:
     assert [transfer(other, receiver, 1.0, 0.0) for other in others[2:]] == [1.0, 2.0]
     # Both directions at once.
     assert transfer(receiver, sender, 1.0, 0.0) == 1.0
+
+
+def test_the_shortest_predicted_outputs_leave_the_waiting_room_first() -> None:
+    """Two conversations, one of long and one of short answers; when both wait for decode, the short one goes first."""
+    slo = SLO(1000.0, COSTS.decode_s(1.5, 6000))
+    requests = []
+    for turn in range(6):
+        for talk, output in ((0, 600), (1, 20)):
+            blocks = tuple(100 * talk + i for i in range(1 + turn))
+            requests.append(TraceRequest(0, 100.0 * turn, 512 * (1 + turn), output, blocks))
+    # The last turns come while a stranger decodes; the long one comes first.
+    requests.append(TraceRequest(0, 999.0, 512, 100, (9000,)))
+    for talk, output in ((0, 600), (1, 20)):
+        requests.append(TraceRequest(0, 1000.0 + talk, 512 * 7, output, tuple(100 * talk + i for i in range(7))))
+    requests = [dataclasses.replace(request, id=i) for i, request in enumerate(requests)]
+    started = {
+        admission: [outcome.ttft_s for outcome in run(ConductorConfig(admission=admission, slo=slo), requests).outcomes]
+        for admission in ("deferred", "shortest_output")
+    }
+    assert started["shortest_output"][-1] < started["shortest_output"][-2]
+    assert started["deferred"][-1] > started["deferred"][-2]
+
+
+@pytest.mark.parametrize("admission", ["deferred", "shortest_output"])
+def test_a_request_waits_no_longer_than_its_ttft_allows(admission: str) -> None:
+    slo = SLO(2.0, COSTS.decode_s(2, 4000))
+    requests = [TraceRequest(i, 0.05 * i, 1000, 300) for i in range(40)]
+    result = run(ConductorConfig(admission=admission, slo=slo), requests)
+    ends = sorted(outcome.finished_s for outcome in result.outcomes if outcome.outcome == "completed")
+    for outcome in result.outcomes:
+        if outcome.outcome == "rejected":
+            # Told at the first end of a decode after its time was up.
+            over_s = outcome.arrival_s + slo.ttft_s
+            assert outcome.finished_s <= min((end for end in ends if end >= over_s), default=ends[-1]) + 1e-9
+    assert 0 < len(ends) < 40
