@@ -58,6 +58,8 @@ EVICTION = flags.DEFINE_enum("eviction", "lru", EVICTIONS, "Of each node's KVCac
 HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a node in host memory.", lower_bound=0)
 SSD_TOKENS = flags.DEFINE_integer("ssd_tokens", 0, "KVCache of a node on SSD.", lower_bound=0)
 LAYER_WISE = flags.DEFINE_bool("layer_wise", True, "Load, pull and hand over KV layer by layer, behind prefill.")
+STORE_TOKENS = flags.DEFINE_integer("store_tokens", 0, "KVCache of a remote store behind all nodes.", lower_bound=0)
+STORE_NICS = flags.DEFINE_integer("store_nics", 4, "Its network, as a multiple of a node's.", lower_bound=1)
 TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
 TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
 FAIL = flags.DEFINE_multi_string("fail", [], "seconds:node, a node that dies then; its requests go on elsewhere.")
@@ -92,6 +94,8 @@ def _config(block_size: int) -> ClusterConfig:
         conductor=conductor,
         host_blocks=HOST_TOKENS.value // block_size,
         ssd_blocks=SSD_TOKENS.value // block_size,
+        store_blocks=STORE_TOKENS.value // block_size,
+        store_nics=STORE_NICS.value,
         eviction=EVICTION.value,
         cpp=CPP.value,
         prefill_chunk=PREFILL_CHUNK.value,

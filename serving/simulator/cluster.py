@@ -1,10 +1,9 @@
 """The simulated cluster: a clock, nodes, and the Conductor that would schedule the live one."""
 
-import dataclasses
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from serving.conductor import ClusterView, Conductor, Placement, PrefillReport, Rejection
@@ -17,40 +16,14 @@ from serving.simulator.nodes import CoupledNode, DecodeSide, Nic, PrefillSide, t
 from serving.simulator.performance import Performance
 from serving.simulator.prefill_group import PrefillGroup
 from serving.simulator.recorder import Recorder
+from serving.simulator.result import SimulationResult as SimulationResult
+from serving.simulator.store import RemoteStore
 from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome
 from serving.workload.prompts import prompt_tokens
 from serving.workload.requests import Trace, TraceRequest
 
 if TYPE_CHECKING:
     from serving.simulator.engine_node import EngineNode
-
-
-@dataclasses.dataclass(frozen=True)
-class SimulationResult:
-    """What a run produced.
-
-    Attributes:
-        outcomes: of every request, in order of arrival.
-        prefill_s: device seconds of all prefills; `wasted_prefill_s` of those whose requests then were refused or lost.
-        hits_by_tier: reused tokens by where they were, of the prefills that gave first tokens.
-        rejections: counts by reason.
-        errors: of the Conductor's estimates.
-        events: how many the simulator handled.
-        switches: nodes that changed their role.
-        reruns: requests placed again because a node died; those that had tokens go on from there.
-        node_hours: of the nodes that were up, from the first arrival to the last end.
-    """
-
-    outcomes: Sequence[RequestOutcome]
-    prefill_s: float
-    wasted_prefill_s: float
-    hits_by_tier: Mapping[str, int]
-    rejections: Mapping[str, int]
-    errors: Mapping[str, float]
-    events: int
-    switches: int
-    reruns: int
-    node_hours: float
 
 
 class Simulation:
@@ -72,11 +45,12 @@ class Simulation:
         self._changing: int | None = None
         self._ready_s = 0.0
         self._interrupted: dict[int, Past] = {}
+        self._store: RemoteStore | None = None
         # [node, from, until] of nodes; those that are up have no end yet.
         self._lives: list[tuple[int, float, float]] = []
         self._up: dict[int, float] = {}
         self._engines = bool(config.coupled and performance.engine and not config.chunk)
-        tiers = ("device",) if self._engines else ("host", "ssd", "remote")
+        tiers = ("device",) if self._engines else ("host", "ssd", "remote", "store")
         self.hits_by_tier = dict.fromkeys(tiers, 0)
         self.nics = [self._nic(node) for node in range(config.instances)]
         self._build()
@@ -108,6 +82,10 @@ class Simulation:
                     self.prefill.append(PrefillSide(f"p{i}", i, *given))
             for i in range(config.instances if roles else config.decode):
                 self.decode.append(DecodeSide(f"d{i}", i, performance, config.max_batch, self.at, self._decoded))
+        if config.store_blocks:
+            cache, nic = NodeCache(config.store_blocks, 0, config.eviction), Nic(config.store_nics)
+            self._store = RemoteStore(len(self.nics), cache, nic, performance)
+            self.nics.append(nic)
         self.view = ClusterView([*self.prefill], [*self.decode], 512, coupled=bool(coupled))
         for node in range(config.instances):
             joins = [seconds for seconds, other in config.joins if other == node]
@@ -238,8 +216,7 @@ class Simulation:
             size, local = self.view.block_size, placement.reused_tokens - placement.pulled_tokens
             flight.ssd_tokens = min(local, node.cache.on_ssd(request.block_ids[: -(-local // size)]) * size)
         if placement.source is not None:
-            seconds = self._performance.costs.transfer_s(placement.pulled_tokens)
-            flight.pulled_s = transfer(self.nics[placement.source], self.nics[placement.prefill], seconds, now)
+            self._pull(flight, placement.source, now)
         if request.block_ids and self.config.host_blocks:
             directory = self.view.directory
             directory.add(node.index, request.block_ids)
@@ -250,6 +227,17 @@ class Simulation:
         node.enqueue(flight, now)
         self._rank(node)
 
+    def _pull(self, flight: Flight, source: int, now: float) -> None:
+        """Has another holder send a prefix; what it keeps on SSD it must read first, layer by layer as it sends."""
+        placement, size = flight.placement, self.view.block_size
+        seconds = self._performance.costs.transfer_s(placement.pulled_tokens)
+        flight.pulled_s = transfer(self.nics[source], self.nics[placement.prefill], seconds, now)
+        if self.config.ssd_blocks and source < len(self.caches):
+            local = placement.reused_tokens - placement.pulled_tokens
+            pulled = flight.request.block_ids[local // size : -(-placement.reused_tokens // size)]
+            read_s = self._performance.ssd_token * self.caches[source].on_ssd(pulled) * size
+            flight.pulled_s = max(flight.pulled_s, now + read_s / self.nics[source].count)
+
     def _count_hits(self, flight: Flight) -> None:
         placement, hits = flight.placement, self.hits_by_tier
         if self._engines:
@@ -258,7 +246,9 @@ class Simulation:
             return
         hits["ssd"] += flight.ssd_tokens
         hits["host"] += placement.reused_tokens - placement.pulled_tokens - flight.ssd_tokens
-        hits["remote"] += placement.pulled_tokens
+        hits["remote" if placement.source is None or placement.source < len(self.caches) else "store"] += (
+            placement.pulled_tokens
+        )
 
     def _rank(self, node: "PrefillSide | CoupledNode | EngineNode") -> None:
         if node.index in self.view.prefill_order:
@@ -307,6 +297,9 @@ class Simulation:
             decode.join(flight, now)
         else:
             self._send(flight, flight.started_s, now)
+        if self._store is not None:
+            # Behind what decode waits for.
+            self._store.write(request, self.nics[node.index], self.view.directory, self.view.block_size, now)
 
     def _send(self, flight: Flight, since_s: float, now: float) -> None:
         """Sends all KV of a prompt to its decode node: from `since_s` on layer by layer, the last one after prefill."""

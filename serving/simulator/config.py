@@ -19,6 +19,8 @@ class ClusterConfig:
         conductor: how to schedule.
         host_blocks, ssd_blocks: KVCache of each prefill or coupled node, in blocks of the trace; 5,859 blocks of 512
             are the 3 M tokens of the paper's nodes.
+        store_blocks: KVCache of a remote store that all prompts are written through to, in blocks; 0 = none. Its NICs
+            are `store_nics` times those of a node.
         eviction: one of `EVICTIONS`.
         layer_wise: load, pull and hand over KV layer by layer, hidden behind prefill.
         max_batch: sequences that one node decodes at once.
@@ -36,6 +38,8 @@ class ClusterConfig:
     conductor: ConductorConfig = dataclasses.field(default_factory=ConductorConfig)
     host_blocks: int = 5859
     ssd_blocks: int = 0
+    store_blocks: int = 0
+    store_nics: int = 4
     eviction: str = "lru"
     layer_wise: bool = True
     max_batch: int = 1024
@@ -63,8 +67,13 @@ class ClusterConfig:
             raise SimulatorError(f"`switch_s` is {self.switch_s}; a change of roles takes at least 0 s.")
         if self.eviction not in EVICTIONS:
             raise SimulatorError(f"No eviction `{self.eviction}`; known: {', '.join(EVICTIONS)}.")
-        if min(self.host_blocks, self.ssd_blocks, self.chunk) < 0 or self.max_batch < 1:
+        if min(self.host_blocks, self.ssd_blocks, self.store_blocks, self.chunk) < 0 or self.max_batch < 1:
             raise SimulatorError("Capacities and the chunk are at least 0, and `max_batch` at least 1.")
+        if self.store_blocks and (self.coupled or self.store_nics < 1):
+            raise SimulatorError(
+                f"A remote store of {self.store_nics} NICs beside {self.coupled} coupled nodes; use at least 1 NIC, "
+                "and prefill nodes, which can pull."
+            )
         for seconds, node in (*self.failures, *self.joins):
             if not (seconds >= 0 and 0 <= node < self.instances):
                 last = self.instances - 1
