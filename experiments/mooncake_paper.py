@@ -14,7 +14,7 @@ from tqdm import tqdm
 from attention_offload.paper.comparison import PaperTable, blocked
 from experiments.common.flags import SEED, out_folder
 from experiments.common.results import print_table, start_meta, write_result
-from serving.simulator.paper import cache, hardware, latency, overload
+from serving.simulator.paper import cache, hardware, latency, overload, roles
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 
@@ -48,6 +48,7 @@ def _tables(path: pathlib.Path) -> dict[str, Callable[[], PaperTable]]:
         "arxiv_table_3": lambda: overload.table_3(path),
         "beyond": lambda: overload.beyond(path, SEEDS.value),
         "placements": lambda: overload.placements(path, SEEDS.value),
+        "roles": lambda: roles.roles(path, SEEDS.value),
         "missing": _missing,
     }
 

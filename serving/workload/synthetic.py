@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,6 +51,41 @@ def arrivals(count: int, rate: float, rng: Generator, cv: float = 1.0) -> np.nda
     shape = 1 / cv**2
     gaps = rng.gamma(shape, 1 / (rate * shape), count)
     return np.cumsum(gaps) - gaps[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A load for some time: `rate` requests per second (a Poisson process) for `seconds`."""
+
+    seconds: float
+    rate: float
+    inputs: Lengths
+    outputs: Lengths
+
+    def __post_init__(self) -> None:
+        if not (self.seconds > 0 and self.rate > 0):
+            raise TraceError(f"A phase of {self.seconds} s at {self.rate} requests per second; both must be above 0.")
+
+    def lasting(self, seconds: float) -> "Phase":
+        """The same load for another time."""
+        return dataclasses.replace(self, seconds=seconds)
+
+
+def phased(phases: Sequence[Phase], *, seed: int) -> Trace:
+    """Loads that follow one another, prompts sharing nothing; a `TraceError` where not one request arrives."""
+    rng = np.random.default_rng(seed)
+    start_s, requests = 0.0, []
+    for phase in phases:
+        count = int(rng.poisson(phase.seconds * phase.rate))
+        times = np.sort(rng.uniform(start_s, start_s + phase.seconds, count))
+        for arrival_s, tokens, output in zip(
+            times, phase.inputs.draw(count, rng), phase.outputs.draw(count, rng), strict=True
+        ):
+            requests.append(TraceRequest(len(requests), float(arrival_s), int(tokens), int(output)))
+        start_s += phase.seconds
+    if not requests:
+        raise TraceError(f"{len(phases)} phases of {start_s} s in all bring no request; make them longer.")
+    return Trace("phased", tuple(requests))
 
 
 def prefix_tree(

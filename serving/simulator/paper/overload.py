@@ -8,6 +8,7 @@ import numpy as np
 from attention_offload.paper.comparison import Comparison, PaperTable, compare, statement
 from serving.conductor import ConductorConfig
 from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.paper.confidence import difference, gain, word
 from serving.simulator.paper.runs import SLOS, disaggregated, mean_ttft_s
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.recorder import Recorder
@@ -79,31 +80,9 @@ def beyond(path: pathlib.Path, seeds: int) -> PaperTable:
                 )
         best = max(PAPERS, key=lambda name: np.mean(goodput[name]))
         for name in OURS:
-            share = f"tokens {tokens[name] / tokens[best] - 1:+.1%}"
-            rows.append(_gain(f"{name}, {speed:g}x", best, goodput[best], goodput[name], share))
+            note = f"best of the paper's: {best}; tokens {tokens[name] / tokens[best] - 1:+.1%}"
+            rows.append(gain(f"{name}, {speed:g}x", goodput[best], goodput[name], note))
     return PaperTable("Beyond the paper: share of requests within both SLOs, 8P+8D", tuple(rows))
-
-
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-def _difference(theirs: list[float], ours: list[float]) -> tuple[float, float]:
-    """Mean of ours - theirs, pair by pair, and half the width of its 95 % confidence interval."""
-    gains = np.subtract(ours, theirs)
-    freedom = len(gains) - 1
-    return float(np.mean(gains)), _STUDENT[freedom] * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
-
-
-def _word(mean: float, half: float) -> str:
-    return "wins" if mean > half else "loses" if mean < -half else "no difference"
-
-
-def _gain(item: str, best: str, theirs: list[float], ours: list[float], tokens: str) -> Comparison:
-    mean, half = _difference(theirs, ours)
-    note = f"best of the paper's: {best}; difference {mean:+.3f} +- {half:.3f} over {len(ours)} seeds; {tokens}"
-    before, after = float(np.mean(theirs)), float(np.mean(ours))
-    return Comparison(item, before, after, after / before - 1, None, _word(mean, half), note)
 
 
 # Bytes per second between nodes, and prefill nodes: where pulling is cheap or dear, and queues short or long.
@@ -123,9 +102,9 @@ def placements(path: pathlib.Path, seeds: int) -> PaperTable:
                 result = disaggregated(trace, ConductorConfig(placement=name), prefill, 16, performance)
                 values.append(mean_ttft_s(result))
         # Less is better, so the gain is what Algorithm 1's TTFT has over ours.
-        mean, half = _difference(ttfts["marginal"], ttfts["kvcache_centric"])
+        mean, half = difference(ttfts["marginal"], ttfts["kvcache_centric"])
         theirs, ours = (float(np.mean(values)) for values in ttfts.values())
         note = f"seconds saved {mean:+.3f} +- {half:.3f} over {seeds} seeds"
         item = f"{bandwidth / 1e9:g} GB/s, {prefill}P"
-        rows.append(Comparison(item, theirs, ours, ours / theirs - 1, None, _word(mean, half), note))
+        rows.append(Comparison(item, theirs, ours, ours / theirs - 1, None, word(mean, half), note))
     return PaperTable("Beyond the paper: mean TTFT of `marginal` against Algorithm 1, s", tuple(rows))

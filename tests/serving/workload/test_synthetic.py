@@ -7,7 +7,7 @@ import pytest
 
 from serving.workload.errors import TraceError
 from serving.workload.requests import Trace
-from serving.workload.synthetic import Lengths, arrivals, chat, prefix_tree, write_mooncake
+from serving.workload.synthetic import Lengths, Phase, arrivals, chat, phased, prefix_tree, write_mooncake
 from serving.workload.traces import read_trace
 
 
@@ -94,3 +94,26 @@ def test_impossible_workloads_are_refused(rng: np.random.Generator) -> None:
         arrivals(5, 0, rng)
     with pytest.raises(TraceError, match="`hit_rate` 1"):
         prefix_tree(np.zeros(3), Lengths(5), Lengths(5), 1.0, seed=0)
+
+
+def test_phases_follow_one_another_with_their_own_rates_and_lengths() -> None:
+    first, second = Phase(100.0, 20.0, Lengths(1000), Lengths(10)), Phase(50.0, 5.0, Lengths(10), Lengths(300))
+    trace = phased([first, second], seed=1)
+    assert trace == phased([first, second], seed=1) != phased([first, second], seed=2)
+    early = [request for request in trace.requests if request.arrival_s < 100.0]
+    late = trace.requests[len(early) :]
+    # Three standard deviations of a Poisson count.
+    assert len(early) == pytest.approx(2000, abs=3 * 2000**0.5)
+    assert len(late) == pytest.approx(250, abs=3 * 250**0.5)
+    assert {(r.input_tokens, r.output_tokens) for r in early} == {(1000, 10)}
+    assert {(r.input_tokens, r.output_tokens) for r in late} == {(10, 300)}
+    arrivals_s = [request.arrival_s for request in trace.requests]
+    assert arrivals_s == sorted(arrivals_s)
+    assert arrivals_s[-1] < 150.0
+
+
+def test_phases_that_bring_nothing_are_refused() -> None:
+    with pytest.raises(TraceError, match="bring no request"):
+        phased([Phase(1e-9, 1.0, Lengths(10), Lengths(10))], seed=0)
+    with pytest.raises(TraceError, match="must be above 0"):
+        Phase(0.0, 1.0, Lengths(10), Lengths(10))
