@@ -133,6 +133,12 @@ def _save_plots(out: pathlib.Path, recorder: Recorder, hit_rates: dict[str, floa
         name: [(sample.time_s, getattr(sample, name)) for sample in samples] for name in ("prefill_load", "decode_load")
     }
     save_curves(out / "load.png", "Load over SLO", "s", "load", loads)
+    if ROLES.value:
+        sizes = {
+            name: [(sample.time_s, getattr(sample, name)) for sample in samples]
+            for name in ("prefill_instances", "decode_instances")
+        }
+        save_curves(out / "roles.png", "Instances by role", "s", "instances", sizes)
     if samples and samples[0].replicas:
         replicas = {f"rank {r}": [(s.time_s, s.replicas[r]) for s in samples] for r in samples[0].replicas}
         save_curves(out / "replicas.png", "Replicas of hot blocks", "s", "nodes", replicas)

@@ -8,6 +8,7 @@ now and then.
 
 import dataclasses
 import heapq
+import math
 from typing import Generic, TypeVar
 
 from serving.conductor.admission import Margin, Outlook, admission_policy
@@ -148,6 +149,18 @@ class Conductor(Generic[Request]):
     def deferred(self) -> int:
         """Requests that wait at the Conductor."""
         return len(self._waiting)
+
+    def loads(self, now: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Loads of prefill and decode instances by name, as section 7 of the arXiv version defines them: the predicted
+        wait for prefill over the limit of TTFT, and the predicted iteration time over that of TBT.
+        """
+        view, slo, costs = self.view, self.config.slo, self.estimator.model
+        prefill = [view.prefill[index] for _, index in view.prefill_order]
+        decode = [view.decode[index] for _, index in view.decode_order]
+        return (
+            {side.name: side.queue_s(now, math.inf) / slo.ttft_s for side in prefill},
+            {side.name: costs.decode_s(side.present, side.present_tokens) / slo.tbt_s for side in decode},
+        )
 
     def errors(self) -> dict[str, float]:
         """Mean errors of all estimates that something was observed for; see `TimeEstimator.errors`."""

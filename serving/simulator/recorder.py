@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """The cluster at one moment. Loads are predicted latencies over their SLOs; `replicas` by rank of the block."""
+    """The cluster at one moment. Loads are predicted latencies over their SLOs, means over the instances of a pool;
+    `replicas` by rank of the block.
+    """
 
     time_s: float
+    prefill_instances: int
+    decode_instances: int
     prefill_load: float
     decode_load: float
     queued: int
@@ -40,16 +44,16 @@ class Recorder:
         self._spans: list[dict[str, Any]] | None = [] if timeline else None
 
     def sample(self, simulation: "Simulation", now: float) -> None:
-        view, slo = simulation.view, simulation.config.conductor.slo
-        costs = simulation.conductor.estimator.model
-        queues = [simulation.prefill[index].queue_s(now, float("inf")) for _, index in view.prefill_order]
+        view = simulation.view
+        prefill_loads, decode_loads = simulation.conductor.loads(now)
         batches = [simulation.decode[index] for _, index in view.decode_order]
-        tbts = [costs.decode_s(batch.present, batch.present_tokens) for batch in batches]
         self.samples.append(
             Sample(
                 now,
-                sum(queues) / max(1, len(queues)) / slo.ttft_s,
-                sum(tbts) / max(1, len(tbts)) / slo.tbt_s,
+                len(prefill_loads),
+                len(decode_loads),
+                sum(prefill_loads.values()) / max(1, len(prefill_loads)),
+                sum(decode_loads.values()) / max(1, len(decode_loads)),
                 sum(simulation.prefill[index].queued for _, index in view.prefill_order),
                 sum(batch.present for batch in batches),
                 simulation.conductor.deferred,

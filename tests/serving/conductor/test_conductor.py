@@ -167,6 +167,16 @@ def test_a_refusal_says_what_would_have_been_and_when_to_come_again() -> None:
     assert refusal.retry_after_s == pytest.approx(COSTS.prefill_s(16_000, 0) - 1.0)
 
 
+def test_every_instance_has_a_load() -> None:
+    simulation = Simulation(ClusterConfig(2, 2, conductor=ConductorConfig(slo=SLO(10.0, 0.2))), A800)
+    assert simulation.conductor.loads(0.0) == (
+        {"p0": 0.0, "p1": 0.0},
+        {"d0": COSTS.decode_s(0, 0) / 0.2, "d1": COSTS.decode_s(0, 0) / 0.2},
+    )
+    simulation._arrive(TraceRequest(0, 0.0, 8000, 10), 0.0)
+    assert simulation.conductor.loads(0.5)[0]["p0"] == pytest.approx((COSTS.prefill_s(8000, 0) - 0.5) / 10)
+
+
 def test_transfers_wait_for_sender_and_receiver() -> None:
     sender, receiver, others = Nic(), Nic(), [Nic() for _ in range(4)]
     assert [transfer(sender, other, 1.0, 0.0) for other in others[:2]] == [1.0, 2.0]

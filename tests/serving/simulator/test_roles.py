@@ -8,6 +8,7 @@ from serving.conductor import ConductorConfig, RoleConfig
 from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import mooncake_a800
+from serving.simulator.recorder import Recorder
 from serving.workload.outcomes import totals
 from serving.workload.requests import Trace
 from serving.workload.synthetic import Lengths, Phase, phased
@@ -35,8 +36,11 @@ LONG, SHORT = (3.0, 10_000, 20), (3.0, 500, 400)
 
 def test_a_load_that_shifts_is_followed_better_than_by_any_fixed_split() -> None:
     trace = phases(0, (600.0, *LONG), (600.0, *SHORT))
-    followed = simulate(trace, 4, 4, roles=True)
+    recorder = Recorder(interval_s=60.0)
+    followed = Simulation(ClusterConfig(4, 4, conductor=ROLES), mooncake_a800(), recorder).run(trace)
     assert followed.switches >= 3
+    prefill = [sample.prefill_instances for sample in recorder.samples]
+    assert max(prefill) > 4 > prefill[-1]
     assert all(outcome.outcome == "completed" for outcome in followed.outcomes)
     fixed = [effective(simulate(trace, prefill, 8 - prefill, roles=False)) for prefill in (3, 4, 5)]
     assert effective(followed) > max(fixed) + 0.1
