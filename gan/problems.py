@@ -107,6 +107,12 @@ class Problem(abc.ABC):
         """The distinct codes that are the same as `code` `[chips]`, int8 `[<= order of the group, chips]`."""
         return symmetry.orbit(self.group, code)
 
+    def image(self, codes: Codes, element: Codes) -> Codes:
+        """Codes int8 `[B, chips]`, each under its own `element` `[B]` of the group, gauge-fixed. NumPy or JAX."""
+        xp: Any = jnp if isinstance(codes, jax.Array) else np
+        source, sign = xp.asarray(self.group.source)[element], xp.asarray(self.group.sign)[element]
+        return self.gauge(xp.take_along_axis(codes, source, axis=1) * sign)
+
     def canonical(self, codes: np.ndarray) -> np.ndarray:
         """The representative of each code's class, int8 `[B, chips]` of `[B, chips]`."""
         return self.group.canonical(codes)

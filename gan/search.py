@@ -106,12 +106,11 @@ class _Search:
 
     def _mirrored(self, codes: np.ndarray) -> np.ndarray:
         """The codes, one in twenty replaced by another member of its class: elites of one class then meet."""
-        group = self._problem.group
         chosen = np.flatnonzero(self._rng.random(len(codes)) < 0.05)
-        element = self._rng.integers(0, group.order, len(chosen))
+        element = self._rng.integers(0, self._problem.group.order, len(chosen))
         codes = codes.copy()
-        codes[chosen] = np.take_along_axis(codes[chosen], group.source[element], axis=1) * group.sign[element]
-        return self._problem.gauge(codes)
+        codes[chosen] = self._problem.image(codes[chosen], element)
+        return codes
 
     def _shifted(self, codes: np.ndarray) -> np.ndarray:
         """The codes, one in ten with its sequences rotated by one chip."""

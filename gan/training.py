@@ -34,6 +34,7 @@ class GanConfig:
         head: what D looks at: the `raw` entries, or the `correlation` sums of the diagonals.
         loss: a name of `gan.losses.LOSSES`.
         guidance: weight of the property loss of G.
+        augment: whether every training code is shown as a random member of its class.
     """
 
     codec: Codec = "hopfield"
@@ -41,6 +42,7 @@ class GanConfig:
     head: Literal["raw", "correlation"] = "raw"
     loss: str = "ns"
     guidance: float = 0.0
+    augment: bool = False
     learning_rate: float = 2e-4
     batch: int = 128
     ema: float = 0.999
@@ -94,7 +96,8 @@ class Gan:
         rngs = nnx.Rngs(config.seed)
         self._generator, self._generator_weights = split(_generator(rngs, problem, config))
         self._discriminator, self._discriminator_weights = split(_discriminator(rngs, problem, config))
-        self._game = _Game(problem, config, self._generator, self._discriminator, mesh)
+        # The seed stays outside, so that runs of several seeds compile once.
+        self._game = _Game(problem, dataclasses.replace(config, seed=0), self._generator, self._discriminator, mesh)
 
     def initial_state(self) -> GanState:
         """The state before the first step."""
@@ -118,7 +121,7 @@ class Gan:
         Returns the new state and float32 `[steps]` of each loss. Batches are drawn with replacement, by a key that is a
         function of seed and step alone, so that it does not matter where a run was cut.
         """
-        return _train(self._game, steps, state, jnp.asarray(codes, jnp.int8))
+        return _train(self._game, steps, state, jnp.asarray(codes, jnp.int8), jax.random.key(self.config.seed))
 
     def sample(self, state: GanState, key: jax.Array, count: int) -> tuple[jax.Array, np.ndarray]:
         """`count` samples of the averaged generator, and the codes int8 `[count, L]` that they decode to."""
@@ -189,6 +192,14 @@ class _Game:
         matrix_of_code = self.config.codec == "rank1" and self.config.head == "raw" and samples.ndim == 2
         return merge(self.discriminator, weights)(hopfield.encode(samples) if matrix_of_code else samples)
 
+    def picked(self, codes: jax.Array, key: jax.Array) -> jax.Array:
+        """A batch of training codes, with replacement."""
+        batch = codes[jax.random.randint(key, (self.config.batch,), 0, codes.shape[0])]
+        if not self.config.augment:
+            return batch
+        element = jax.random.randint(jax.random.fold_in(key, 0), (self.config.batch,), 0, self.problem.group.order)
+        return self.problem.image(batch, element)
+
     def real(self, codes: jax.Array) -> jax.Array:
         return hopfield.encode(codes) if self.config.codec == "hopfield" else codes.astype(jnp.float32)
 
@@ -206,20 +217,22 @@ def _sample(game: _Game, count: int, weights: Weights, key: jax.Array) -> jax.Ar
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _train(game: _Game, steps: int, state: GanState, codes: jax.Array) -> tuple[GanState, dict[str, jax.Array]]:
-    return jax.lax.scan(lambda carry, _: _step(game, carry, codes), state, length=steps)
+def _train(
+    game: _Game, steps: int, state: GanState, codes: jax.Array, seed: jax.Array
+) -> tuple[GanState, dict[str, jax.Array]]:
+    return jax.lax.scan(lambda carry, _: _step(game, carry, codes, seed), state, length=steps)
 
 
-def _step(game: _Game, state: GanState, codes: jax.Array) -> tuple[GanState, dict[str, jax.Array]]:
+def _step(game: _Game, state: GanState, codes: jax.Array, seed: jax.Array) -> tuple[GanState, dict[str, jax.Array]]:
     config, loss = game.config, LOSSES[game.config.loss]
     optimizer = _optimizer(config)
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = jax.random.fold_in(seed, state.step)
     discriminator = state.discriminator
     discriminator_optimizer = state.discriminator_optimizer
     of_real = jnp.float32(0)
     for critic_key in jax.random.split(jax.random.fold_in(key, 0), loss.critic_steps):
         pick_key, fake_key, loss_key = jax.random.split(critic_key, 3)
-        batch = game.split(codes[jax.random.randint(pick_key, (config.batch,), 0, codes.shape[0])])
+        batch = game.split(game.picked(codes, pick_key))
         fake = game.samples(state.generator, fake_key, config.batch)
 
         def against(weights: Weights, batch: Any = batch, fake: Any = fake, key: Any = loss_key) -> jax.Array:

@@ -4,10 +4,12 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from gan import training
 from gan.checkpoints import ResumeError, fit
 from gan.problems import problem
 from gan.training import CODECS, Gan, GanConfig, GanState
@@ -27,8 +29,9 @@ def _leaves(state: GanState) -> list[np.ndarray]:
         GanConfig(loss="r1", head="correlation"),
         GanConfig(codec="rank1", loss="sn", head="correlation", guidance=1.0),
         GanConfig(guidance=1.0),
+        GanConfig(augment=True),
     ],
-    ids=lambda config: f"{config.codec}-{config.loss}-{config.head}-{config.guidance}",
+    ids=lambda config: f"{config.codec}-{config.loss}-{config.head}-{config.guidance}{'-augmented' * config.augment}",
 )
 def test_losses_stay_finite(config: GanConfig, rng: np.random.Generator) -> None:
     gan = Gan(MOCSS, dataclasses.replace(config, batch=16))
@@ -66,10 +69,30 @@ def test_eight_devices_train_as_one_does(rng: np.random.Generator) -> None:
     sharded_gan = Gan(MOCSS, config, mesh)
     together, _ = sharded_gan.train(sharded_gan.initial_state(), codes, 5)
     for a, b in zip(_leaves(alone), _leaves(together), strict=True):
-        # Sums over a batch run in another order; Adam's first steps, of size 1e-3, amplify that where gradients vanish.
-        np.testing.assert_allclose(a, b, atol=2e-4)
+        # Sums over a batch run in another order. Where a gradient nearly vanishes, that may turn all five of Adam's
+        # first steps, of size 1e-3 whatever the gradient; such weights are rare.
+        apart = np.abs(a - b)
+        assert np.quantile(apart, 0.999) < 1e-5
+        assert apart.max(initial=0) < 5 * 1e-3
     with pytest.raises(ValueError, match="cannot be split over 8 devices"):
         Gan(MOCSS, GanConfig(batch=12), mesh)
+
+
+def test_augmentation_shows_whole_classes(rng: np.random.Generator) -> None:
+    code = MOCSS.gauge(MOCSS.random(rng, 1))
+    game = Gan(MOCSS, GanConfig(augment=True, batch=2048))._game
+    shown = np.unique(np.asarray(game.picked(jnp.asarray(code), jax.random.key(0))), axis=0)
+    np.testing.assert_array_equal(shown, np.unique(MOCSS.gauge(MOCSS.orbit(code[0])), axis=0))
+    assert len(shown) > 1
+
+
+def test_seeds_differ_and_compile_once(rng: np.random.Generator) -> None:
+    codes = MOCSS.random(rng, 20)
+    before = training._train._cache_size()
+    first, second = (Gan(MOCSS, GanConfig(batch=24, seed=seed)) for seed in (1, 2))
+    one, other = (gan.train(gan.initial_state(), codes, 2)[0] for gan in (first, second))
+    assert training._train._cache_size() == before + 1
+    assert any((a != b).any() for a, b in zip(_leaves(one), _leaves(other), strict=True))
 
 
 @pytest.mark.parametrize(
