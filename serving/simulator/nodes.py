@@ -2,7 +2,6 @@
 
 import bisect
 import dataclasses
-from collections import deque
 from collections.abc import Callable
 
 from serving.simulator.batch import IteratingBatch, Schedule
@@ -213,7 +212,7 @@ class CoupledNode(DecodeSide):
         self.cache, self.costs = cache, performance.costs
         self.busy_s = 0.0
         self._chunk, self._prefilled = chunk, prefilled
-        self._prompts: deque[Flight] = deque()
+        self._prompts: list[Flight] = []
         self._prompts_s = 0.0
         self._computed = 0
         self._stalled = False
@@ -224,18 +223,26 @@ class CoupledNode(DecodeSide):
         return len(self._prompts)
 
     def queue_s(self, now: float, order: float) -> float:
-        """Work of the prompts that wait; `order` has no say, prompts are served as they come."""
-        return self._prompts_s
+        """Work of the prompts ahead of `order`."""
+        prompts = self._prompts
+        if not prompts or order >= prompts[-1].placement.order:
+            return self._prompts_s
+        return sum(flight.placement.predicted_prefill_s for flight in prompts[: self._place(order)])
 
     def pull_wait_s(self, now: float, source: int) -> float:
         """Coupled nodes never pull."""
         return float("inf")
 
     def enqueue(self, flight: Flight, now: float) -> None:
-        self._prompts.append(flight)
+        self._prompts.insert(self._place(flight.placement.order), flight)
         self._prompts_s += flight.placement.predicted_prefill_s
         if len(self._prompts) == 1 and not self._stalled:
             self._interrupt(now)
+
+    def _place(self, order: float) -> int:
+        """Of a prompt among those that wait; the one that is being computed stays first."""
+        begun = int(bool(self._prompts) and bool(self._stalled or self._computed or self._piece))
+        return bisect.bisect_right(self._prompts, order, begun, key=lambda flight: flight.placement.order)
 
     def join(self, flight: Flight, now: float) -> None:
         """Its own prompts join at the end of their prefill, where the batch changes anyway."""
@@ -316,7 +323,7 @@ class CoupledNode(DecodeSide):
             super()._change(now)
 
     def _finish_prompt(self, now: float) -> None:
-        flight = self._prompts.popleft()
+        flight = self._prompts.pop(0)
         self._prompts_s = self._prompts_s - flight.placement.predicted_prefill_s if self._prompts else 0.0
         self._computed = 0
         self._prefilled(flight, now)

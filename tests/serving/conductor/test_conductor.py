@@ -87,6 +87,16 @@ def test_a_more_urgent_request_overtakes_all_that_wait() -> None:
     assert last_s == pytest.approx(9 * COSTS.prefill_s(8000, 0))
 
 
+@pytest.mark.parametrize("chunk", [0, 1000])
+def test_a_more_urgent_request_overtakes_on_coupled_nodes_too(chunk: int) -> None:
+    requests = tuple(TraceRequest(i, 0.1 * i, 8000, 1, priority=i % 3) for i in range(9))
+    config = ClusterConfig(0, 0, coupled=1, chunk=chunk, conductor=ConductorConfig(placement="least_loaded"))
+    result = Simulation(config, A800).run(Trace("t", requests))
+    served = sorted(result.outcomes, key=lambda outcome: outcome.finished_s)
+    assert [outcome.id for outcome in served] == [0, 3, 6, 1, 4, 7, 2, 5, 8]
+    assert served[-1].finished_s == pytest.approx(9 * COSTS.prefill_s(8000, 0))
+
+
 def flood() -> list[TraceRequest]:
     """One tenant sends twice what a node can compute, the other one a fifth of it."""
     service_s = COSTS.prefill_s(4000, 0)
