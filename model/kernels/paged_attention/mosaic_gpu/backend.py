@@ -14,8 +14,8 @@ from model.kernels.paged_attention.mosaic_gpu.tiles import TILE, Tile
 from model.kernels.paged_attention.problem import Pools, Problem, Ragged
 
 _DTYPES = ("bfloat16", "float16")
-# Of 256, a tile's sums alone are half of the registers that its threads may have, and the kernels spill.
-_HEAD_DIMS = (64, 128)
+_KV_DTYPES = ("int8", "float8_e4m3fn", "float8_e5m2")
+_HEAD_DIMS = (64, 128, 256)
 _PAGE_SIZES = (16, 32, 64, 128)
 # Shared memory of a Hopper multiprocessor and what each thread block may have of it, in bytes; 1 KiB is the driver's.
 _SHARED_PER_CORE, _SHARED_PER_BLOCK, _SHARED_RESERVED = 233472, 232448, 1024
@@ -27,10 +27,12 @@ def unsupported(problem: Problem) -> str | None:
     """Why this backend cannot take the case, or None."""
     if problem.q_dtype.name not in _DTYPES:
         return f"q is {problem.q_dtype}; it must be one of {_DTYPES}."
-    if problem.kv_dtype != problem.q_dtype:
-        return f"the pools are {problem.kv_dtype}; they must have q's dtype, {problem.q_dtype}."
+    if problem.kv_dtype != problem.q_dtype and problem.kv_dtype.name not in _KV_DTYPES:
+        return f"the pools are {problem.kv_dtype}; they must have q's dtype, {problem.q_dtype}, or be of {_KV_DTYPES}."
     if problem.head_dim not in _HEAD_DIMS:
         return f"head_dim is {problem.head_dim}; it must be one of {_HEAD_DIMS}."
+    if problem.quantized and problem.head_dim > 128:
+        return f"head_dim is {problem.head_dim}; with scales it must be 128 at most, or the registers spill."
     if problem.page_size not in _PAGE_SIZES:
         return f"page_size is {problem.page_size}; it must be one of {_PAGE_SIZES}."
     if problem.group > TILE:
@@ -52,17 +54,7 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
 
     On CPU the kernels are interpreted, with race detection: right and very slow.
     """
-    tile = Tile(
-        kv_heads=problem.kv_heads,
-        group=problem.group,
-        head_dim=problem.head_dim,
-        page_size=problem.page_size,
-        dtype=problem.q_dtype,
-        scale=problem.scale,
-        sliding_window=problem.sliding_window,
-        soft_cap=problem.soft_cap,
-        interpret=target.platform() == "cpu",
-    )
+    tile = tile_of(problem)
     starts, counts = ragged.query_starts[:-1], jnp.diff(ragged.query_starts)
     token = jnp.arange(problem.tokens, dtype=jnp.int32)
     row = jnp.searchsorted(ragged.query_starts, token, side="right").astype(jnp.int32) - 1
@@ -82,6 +74,22 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
     chunk_out, chunk_lse = _attend_chunks(tile, problem, q, pools, ragged, row, token)
     chunked = owned & (counts[row] > 1)
     return jnp.where(chunked[:, None, None], chunk_out, out), jnp.where(chunked[:, None], chunk_lse, lse)
+
+
+def tile_of(problem: Problem) -> Tile:
+    """What of a problem its kernels need to know."""
+    return Tile(
+        kv_heads=problem.kv_heads,
+        group=problem.group,
+        head_dim=problem.head_dim,
+        page_size=problem.page_size,
+        dtype=problem.q_dtype,
+        kv_dtype=problem.kv_dtype,
+        scale=problem.scale,
+        sliding_window=problem.sliding_window,
+        soft_cap=problem.soft_cap,
+        interpret=target.platform() == "cpu",
+    )
 
 
 def _attend_chunks(tile: Tile, problem: Problem, q, pools: Pools, ragged: Ragged, row: jax.Array, token: jax.Array):
@@ -110,11 +118,12 @@ def _attend_chunks(tile: Tile, problem: Problem, q, pools: Pools, ragged: Ragged
 
 def decode_plan(problem: Problem) -> decode.Plan:
     """As many key blocks in flight as let two thread blocks share a multiprocessor, and splits that fill the device."""
-    tile_bytes = TILE * problem.head_dim * 2
-    stages = (_SHARED_PER_CORE // 2 - _SHARED_RESERVED - _BARRIER_BYTES - tile_bytes) // (2 * tile_bytes)
+    tile = tile_of(problem)
+    taken = _SHARED_RESERVED + _BARRIER_BYTES + TILE * problem.head_dim * 2 + tile.wide_bytes
+    stages = (_SHARED_PER_CORE // 2 - taken) // (2 * tile.block_bytes)
     slots = device.cores() * 2
     work = problem.rows * problem.kv_heads
-    blocks = -(-problem.max_pages * problem.page_size // TILE)
+    blocks = -(-problem.max_pages * problem.page_size // tile.keys)
     most = max(1, min(_MOST_SPLITS, blocks // _LEAST_BLOCKS_PER_SPLIT))
 
     def busy(splits: int) -> float:
@@ -127,5 +136,6 @@ def decode_plan(problem: Problem) -> decode.Plan:
 
 def prefill_stages(problem: Problem) -> int:
     """Key blocks in flight beside the two query tiles, of four at most."""
-    tile_bytes = TILE * problem.head_dim * 2
-    return min(4, (_SHARED_PER_BLOCK - _BARRIER_BYTES - 2 * tile_bytes) // (2 * tile_bytes))
+    tile = tile_of(problem)
+    taken = _BARRIER_BYTES + 2 * (TILE * problem.head_dim * 2 + tile.wide_bytes)
+    return min(4, (_SHARED_PER_BLOCK - taken) // (2 * tile.block_bytes))

@@ -48,12 +48,13 @@ def attend(
             jax.ShapeDtypeStruct((parts, TILE), jnp.float32),
         ),
         scratch_types=(
-            tiles.shared(tile),
-            tiles.shared(tile, plan.stages),
-            tiles.shared(tile, plan.stages),
+            tiles.shared(tile, TILE),
+            tiles.stages_of(tile, plan.stages),
+            tiles.stages_of(tile, plan.stages),
+            tiles.shared(tile, tile.keys) if tile.quantized else None,
             plgpu.Barrier(),
-            plgpu.Barrier(num_arrivals=tile.copies, num_barriers=plan.stages),
-            plgpu.Barrier(num_arrivals=tile.copies, num_barriers=plan.stages),
+            plgpu.Barrier(num_arrivals=tile.arrivals, num_barriers=plan.stages),
+            plgpu.Barrier(num_arrivals=tile.arrivals, num_barriers=plan.stages),
         ),
         grid=(plan.splits, tile.kv_heads, rows),
         grid_names=("split", "head", "row"),
@@ -63,7 +64,7 @@ def attend(
     # TMA reads whole swizzle tiles of 8 rows, so a group starts at one.
     q = q.reshape(rows, tile.kv_heads, tile.group, head_dim)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, stored - tile.group), (0, 0)))
-    out, lse = kernel(q, pools.k.reshape(-1, head_dim), pools.v.reshape(-1, head_dim), page_table, positions)
+    out, lse = kernel(q, *tiles.flat_pools(pools, head_dim), page_table, positions)
     out = out.reshape(rows, tile.kv_heads, plan.splits, stored, head_dim)[:, :, :, : tile.group]
     lse = lse.reshape(rows, tile.kv_heads, plan.splits, TILE)[..., : tile.group]
     return (
@@ -81,15 +82,16 @@ def _body(
     tile: Tile,
     plan: Plan,
     q_gmem,  # [rows, kv_heads, stored rows, head_dim]
-    k_gmem,  # [pages * kv_heads * page_size, head_dim]
+    k_gmem,  # values [pages * kv_heads * page_size, head_dim], and scales
     v_gmem,
     table_gmem,  # [rows, max_pages]
     positions_gmem,  # [rows]
     out_gmem,  # [rows * kv_heads * splits, stored rows, head_dim]
     lse_gmem,  # [rows * kv_heads * splits, TILE]
     q_smem,  # [TILE, head_dim]; holds the result in the end
-    k_smem,  # [stages, TILE, head_dim]
+    k_smem,  # values [stages, keys, head_dim], and scales
     v_smem,
+    wide_smem,  # [keys, head_dim]
     q_barrier,
     k_barriers,
     v_barriers,
@@ -100,7 +102,7 @@ def _body(
     first, stop = _share(tile, plan, position, split)
 
     def load(block, slot, pool_gmem, pool_smem, barriers):
-        target, barrier = pool_smem.at[slot], barriers.at[slot]
+        target, barrier = pool_smem.at(slot), barriers.at[slot]
         tiles.copy_block(tile, pool_gmem, table_gmem, row, head, block, position, target, barrier)
 
     # The other rows of the tile are whatever was there: rows do not mix, and these are not stored.
@@ -119,7 +121,7 @@ def _body(
         slot = lax.rem(block - first, plan.stages)
         ahead = block + plan.stages
         plgpu.barrier_wait(k_barriers.at[slot])
-        scores = tiles.scores_of(tile, q_smem, k_smem.at[slot])
+        scores = tiles.scores_of(tile, q_smem, k_smem.at(slot), wide_smem)
 
         @pl.when(ahead < stop)
         def _next_keys():
@@ -128,12 +130,13 @@ def _body(
         scores = tiles.masked(tile, scores, block, position, step=0)
         state, weights = tiles.softmax(tiles.State(*state), scores)
         plgpu.barrier_wait(v_barriers.at[slot])
+        values = tiles.widened(tile, v_smem.at(slot), wide_smem)
 
-        @pl.when((block + 1) * TILE > position + 1)
+        @pl.when((block + 1) * tile.keys > position + 1)
         def _drop_unwritten():
-            tiles.zero_values_after(tile, v_smem.at[slot], block, position)
+            tiles.zero_values_after(tile, values, block, position)
 
-        state = tiles.add_values(tile, state, weights, v_smem.at[slot])
+        state = tiles.add_values(tile, state, weights, v_smem.at(slot), values)
 
         @pl.when(ahead < stop)
         def _next_values():
@@ -152,10 +155,10 @@ def _body(
 
 def _share(tile: Tile, plan: Plan, position: jax.Array, split: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first key block of a split, and the one after its last."""
-    stop = lax.div(position + TILE, TILE)
+    stop = lax.div(position + tile.keys, tile.keys)
     first = 0
     if tile.sliding_window is not None:
-        first = lax.div(jnp.maximum(position - tile.sliding_window + 1, 0), TILE)
+        first = lax.div(jnp.maximum(position - tile.sliding_window + 1, 0), tile.keys)
     share = lax.div(stop - first + plan.splits - 1, plan.splits)
     first = first + split * share
     return first, jnp.minimum(first + share, stop)

@@ -63,12 +63,13 @@ def attend(
             jax.ShapeDtypeStruct(shape, jnp.float32),
         ),
         scratch_types=(
-            tiles.shared(tile, _CONSUMERS),
-            tiles.shared(tile, stages),
-            tiles.shared(tile, stages),
+            tiles.shared(tile, TILE, _CONSUMERS),
+            tiles.stages_of(tile, stages),
+            tiles.stages_of(tile, stages),
+            tiles.shared(tile, tile.keys, _CONSUMERS) if tile.quantized else None,
             plgpu.Barrier(num_barriers=_CONSUMERS),
-            plgpu.Barrier(num_arrivals=tile.copies, num_barriers=stages),
-            plgpu.Barrier(num_arrivals=tile.copies, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=tile.arrivals, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=tile.arrivals, num_barriers=stages),
             plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
             plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
             plgpu.Barrier(num_arrivals=_CONSUMERS),
@@ -80,8 +81,7 @@ def attend(
         compiler_params=device.compiler_params(),
         interpret=device.interpreter() if tile.interpret else None,
     )
-    flat_pools = (pools.k.reshape(-1, head_dim), pools.v.reshape(-1, head_dim))
-    out, lse = kernel(q.reshape(*shape, head_dim), *flat_pools, page_table, *chunks)
+    out, lse = kernel(q.reshape(*shape, head_dim), *tiles.flat_pools(pools, head_dim), page_table, *chunks)
     return out.reshape(q.shape), lse.reshape(q.shape[:3])
 
 
@@ -90,7 +90,7 @@ def _body(
     stages: int,
     pairs_per_head: int,
     q_gmem,  # [tiles, pairs, consumers, TILE, head_dim]
-    k_gmem,  # [pages * kv_heads * page_size, head_dim]
+    k_gmem,  # values [pages * kv_heads * page_size, head_dim], and scales
     v_gmem,
     table_gmem,  # [rows, max_pages]
     row_gmem,  # [tiles]
@@ -99,8 +99,9 @@ def _body(
     out_gmem,  # [tiles, pairs, consumers, TILE, head_dim]
     lse_gmem,  # [tiles, pairs, consumers, TILE]
     q_smem,  # [consumers, TILE, head_dim]; holds the results in the end
-    k_smem,  # [stages, TILE, head_dim]
+    k_smem,  # values [stages, keys, head_dim], and scales
     v_smem,
+    wide_smem,  # [consumers, keys, head_dim]
     q_barriers,
     k_barriers,
     v_barriers,
@@ -111,9 +112,9 @@ def _body(
     """One thread block: a tile of two heads, or of one."""
     pair, index, warpgroup = lax.axis_index("pair"), lax.axis_index("tile"), lax.axis_index("warpgroup")
     row, position, last = row_gmem[index], position_gmem[index], last_gmem[index]
-    first, stop = 0, lax.div(last + TILE, TILE)
+    first, stop = 0, lax.div(last + tile.keys, tile.keys)
     if tile.sliding_window is not None:
-        first = lax.div(jnp.maximum(position - tile.sliding_window + 1, 0), TILE)
+        first = lax.div(jnp.maximum(position - tile.sliding_window + 1, 0), tile.keys)
 
     @pl.when(warpgroup == _CONSUMERS)
     def _produce():
@@ -131,7 +132,7 @@ def _body(
                 def _wait(free=free):
                     plgpu.barrier_wait(free.at[slot])
 
-                target, barrier = pool_smem.at[slot], barriers.at[slot]
+                target, barrier = pool_smem.at(slot), barriers.at[slot]
                 tiles.copy_block(tile, pool_gmem, table_gmem, row, head, block, last, target, barrier)
             return carry
 
@@ -140,7 +141,7 @@ def _body(
     @pl.when(warpgroup < _CONSUMERS)
     def _consume():
         plgpu.set_max_registers(232, action="increase")
-        mine = q_smem.at[warpgroup]
+        mine, wide = q_smem.at[warpgroup], wide_smem.at[warpgroup] if tile.quantized else None
         own_position = position + (warpgroup * TILE if tile_tokens(tile) > TILE else 0)
         plgpu.copy_gmem_to_smem(q_gmem.at[index, pair, warpgroup], mine, q_barriers.at[warpgroup])
         plgpu.barrier_wait(q_barriers.at[warpgroup])
@@ -148,24 +149,30 @@ def _body(
         def attend_block(block, state, masked):
             slot = lax.rem(block - first, stages)
             plgpu.barrier_wait(k_barriers.at[slot])
-            scores = tiles.scores_of(tile, mine, k_smem.at[slot])
+            scores = tiles.scores_of(tile, mine, k_smem.at(slot), wide)
             plgpu.barrier_arrive(k_free.at[slot])
             if masked:
                 scores = tiles.masked(tile, scores, block, own_position, step=1)
             state, weights = tiles.softmax(tiles.State(*state), scores)
             plgpu.barrier_wait(v_barriers.at[slot])
+            values = tiles.widened(tile, v_smem.at(slot), wide)
             if masked:
 
-                @pl.when((block + 1) * TILE > last + 1)
+                @pl.when((block + 1) * tile.keys > last + 1)
                 def _drop_unwritten():
+                    if tile.quantized:
+                        tiles.zero_values_after(tile, values, block, last)
+                        return
+
+                    # Both multiply the same values: one cleans them.
                     @pl.when(warpgroup == 0)
                     def _zero():
-                        tiles.zero_values_after(tile, v_smem.at[slot], block, last)
+                        tiles.zero_values_after(tile, values, block, last)
 
                     plgpu.barrier_arrive(values_clean)
                     plgpu.barrier_wait(values_clean)
 
-            state = tiles.add_values(tile, state, weights, v_smem.at[slot])
+            state = tiles.add_values(tile, state, weights, v_smem.at(slot), values)
             plgpu.barrier_arrive(v_free.at[slot])
             return tuple(state)
 
@@ -173,10 +180,12 @@ def _body(
         state, whole = tuple(tiles.initial(tile)), first
         if tile.sliding_window is not None:
             # From this block on, the tile's last query has all of the block in its window.
-            whole = lax.div(jnp.maximum(own_position + 2 * TILE - 1 - tile.sliding_window, 0), TILE)
+            whole = own_position + TILE - 1 - tile.sliding_window + tile.keys
+            whole = lax.div(jnp.maximum(whole, 0), tile.keys)
             whole = jnp.clip(whole, first, stop)
             state = lax.fori_loop(first, whole, with_mask, state)
-        diagonal = jnp.clip(lax.div(own_position + 1, TILE), whole, stop)
+        # Not past `last`, though a warpgroup's queries may all be: both must come to clean the last block.
+        diagonal = jnp.clip(lax.div(jnp.minimum(own_position, last) + 1, tile.keys), whole, stop)
         state = lax.fori_loop(whole, diagonal, functools.partial(attend_block, masked=False), state)
         state = lax.fori_loop(diagonal, stop, with_mask, state)
 

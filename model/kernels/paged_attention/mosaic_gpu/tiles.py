@@ -1,4 +1,4 @@
-"""What the Mosaic GPU kernels share: a tile of 64 queries against blocks of 64 keys, gathered into shared memory.
+"""What the Mosaic GPU kernels share: a tile of 64 queries against blocks of keys, gathered into shared memory.
 
 Scores live in base 2 (`exp2` is one instruction). Masked ones are `LOWEST`: below any score, yet finite, so that
 differences of two of them are 0 and not NaN. What a query gathers before its first visible key is multiplied by 0 when
@@ -13,12 +13,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-# Queries that one warpgroup multiplies at once (the M of wgmma), and keys of one step.
+from model.kernels.paged_attention.problem import Pools
+
+# Queries that one warpgroup multiplies at once: the M of wgmma.
 TILE = 64
 LOWEST = -1e30
 LOG2_E = math.log2(math.e)
+# Matrices of 8 n rows in registers, spread like those of `WGMMA` within a warp, which takes 8 columns.
+_ROWS = plgpu.Layout.TILED(
+    mgpu.fragmented_array.Tiling(((8, 32), (8, 8), (2,))), warp_dims=(-4,), lane_dims=(-3, -2), vector_dim=-1
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +37,52 @@ class Tile:
     head_dim: int
     page_size: int
     dtype: jnp.dtype
+    kv_dtype: jnp.dtype
     scale: float
     sliding_window: int | None
     soft_cap: float | None
     interpret: bool
 
     @property
+    def keys(self) -> int:
+        """Keys of one step; fewer where the sums of a tile alone take half of the registers that its threads have."""
+        return TILE if self.head_dim <= 128 else TILE // 2
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the pools hold scaled one-byte values, which are widened in shared memory before each product."""
+        return self.kv_dtype != self.dtype
+
+    @property
     def copies(self) -> int:
         """Pages that fill one block of keys; 1 where a page holds one block or more."""
-        return max(1, TILE // self.page_size)
+        return max(1, self.keys // self.page_size)
+
+    @property
+    def arrivals(self) -> int:
+        """Copies that bring one block of keys or of values."""
+        return self.copies * (2 if self.quantized else 1)
+
+    @property
+    def block_bytes(self) -> int:
+        """Shared memory of one block of keys, with its scales."""
+        return self.keys * (self.head_dim * self.kv_dtype.itemsize + (4 if self.quantized else 0))
+
+    @property
+    def wide_bytes(self) -> int:
+        """Shared memory in which a warpgroup widens a block."""
+        return self.keys * self.head_dim * self.dtype.itemsize if self.quantized else 0
+
+
+class Block(NamedTuple):
+    """Shared memory of the keys or values in flight: `[stages, keys, head_dim]`, scales float32 `[stages, keys]`."""
+
+    values: Any
+    scales: Any = None
+
+    def at(self, slot: Any) -> "Block":
+        """Those of one stage."""
+        return Block(self.values.at[slot], None if self.scales is None else self.scales.at[slot])
 
 
 class State(NamedTuple):
@@ -49,29 +93,80 @@ class State(NamedTuple):
     total: jax.Array
 
 
-def shared(tile: Tile, *leading: int) -> Any:
-    """Shared memory `[*leading, TILE, head_dim]` as TMA writes it and wgmma reads it, in a 128-byte swizzle."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM((*leading, TILE, tile.head_dim), tile.dtype, transforms=transforms)
+def shared(tile: Tile, rows: int, *leading: int, dtype: Any = None) -> Any:
+    """Shared memory `[*leading, rows, head_dim]` as TMA writes it and wgmma reads it, in a swizzle of 128 bytes.
+
+    Of 64 bytes for one-byte values, which are taken 64 columns at a time, and for blocks of 32 keys: wgmma contracts
+    as many keys as fill a swizzle.
+    """
+    dtype = jnp.dtype(dtype or tile.dtype)
+    lanes = min(2 * tile.keys // dtype.itemsize, 64)
+    transforms = (plgpu.TilingTransform((8, lanes)), plgpu.SwizzleTransform(lanes * dtype.itemsize))
+    return plgpu.SMEM((*leading, rows, tile.head_dim), dtype, transforms=transforms)
 
 
-def copy_block(tile: Tile, pool_gmem, table_gmem, row, head, block, last, target_smem, barrier) -> None:
-    """Starts the copy of a row's keys or values `block * TILE` and on, `[TILE, head_dim]`, page by page.
+def stages_of(tile: Tile, stages: int) -> Block:
+    """Shared memory for `stages` blocks of keys, or of values."""
+    scales = plgpu.SMEM((stages, tile.keys), jnp.float32) if tile.quantized else None
+    return Block(shared(tile, tile.keys, stages, dtype=tile.kv_dtype), scales)
 
-    The pool is flat, `[pages * kv_heads * page_size, head_dim]`. Past `last`, the row's last token, its last page is
-    copied again: every block is whole, and no table entry past it is used.
+
+def flat_pools(pools: Pools, head_dim: int) -> tuple[Block, Block]:
+    """Keys and values as rows `[pages * kv_heads * page_size, head_dim]`, and their scales flat."""
+
+    def flat(pool: jax.Array, scale: jax.Array | None) -> Block:
+        return Block(pool.reshape(-1, head_dim), None if scale is None else scale.reshape(-1))
+
+    return flat(pools.k, pools.k_scale), flat(pools.v, pools.v_scale)
+
+
+def copy_block(tile: Tile, pool: Block, table_gmem, row, head, block, last, target: Block, barrier) -> None:
+    """Starts the copy of a row's keys or values `block * tile.keys` and on, page by page, with their scales.
+
+    Past `last`, the row's last token, its last page is copied again: every block is whole, and no table entry past it
+    is used.
     """
     for copy in range(tile.copies):
-        if tile.page_size >= TILE:
-            blocks = tile.page_size // TILE
-            index, offset = lax.div(block, blocks), lax.rem(block, blocks) * TILE
+        if tile.page_size >= tile.keys:
+            blocks = tile.page_size // tile.keys
+            index, offset = lax.div(block, blocks), lax.rem(block, blocks) * tile.keys
         else:
             index, offset = jnp.minimum(block * tile.copies + copy, lax.div(last, tile.page_size)), 0
-        size = min(tile.page_size, TILE)
+        size = min(tile.page_size, tile.keys)
         start = (table_gmem[row, index] * tile.kv_heads + head) * tile.page_size + offset
         start = start if tile.interpret else pl.multiple_of(start, size)
-        target = target_smem.at[pl.ds(copy * size, size)] if tile.copies > 1 else target_smem
-        plgpu.copy_gmem_to_smem(pool_gmem.at[pl.ds(start, size)], target, barrier)
+        here = pl.ds(copy * size, size)
+        for source, destination in zip(pool, target, strict=True):
+            if destination is not None:
+                part = destination.at[here] if tile.copies > 1 else destination
+                plgpu.copy_gmem_to_smem(source.at[pl.ds(start, size)], part, barrier)
+
+
+def widened(tile: Tile, block: Block, wide_smem: Any) -> Any:
+    """The block's values as wgmma multiplies them: where they are, or in `wide_smem` if they are of one byte."""
+    if not tile.quantized:
+        return block.values
+    # Nobody may still multiply what was there before.
+    plgpu.commit_smem()
+    layout = plgpu.Layout.WGMMA_UPCAST_2X
+    for start in range(0, tile.head_dim, 64):
+        part = (slice(None), pl.ds(start, 64))
+        values = block.values[*part] if tile.interpret else plgpu.load(block.values.at[*part], (), layout=layout)
+        if jnp.issubdtype(tile.kv_dtype, jnp.floating):
+            # The one conversion of such bytes that the hardware has; bfloat16 takes a detour.
+            values = values.astype(jnp.float16)
+            values = values if tile.dtype == jnp.float16 else values.astype(jnp.float32)
+        wide_smem[*part] = values.astype(tile.dtype)
+    plgpu.commit_smem()
+    return wide_smem
+
+
+def _scales(tile: Tile, block: Block, shape: tuple[int, ...]) -> jax.Array:
+    """The scales of a block's keys, one for each column."""
+    if tile.interpret:
+        return lax.broadcast_in_dim(block.scales[...], shape, [1])
+    scales = plgpu.load(block.scales, (), layout=plgpu.Layout.WGMMA.reduce(0))
+    return lax.broadcast_in_dim(scales, shape, [1])
 
 
 def matmul(acc: jax.Array | None, a: Any, b_smem: Any, *, transpose_b: bool, interpret: bool) -> jax.Array:
@@ -119,9 +214,12 @@ def initial(tile: Tile) -> State:
     )
 
 
-def scores_of(tile: Tile, q_smem: Any, k_smem: Any) -> jax.Array:
-    """Scores `[TILE, TILE]` of a block, in base 2."""
+def scores_of(tile: Tile, q_smem: Any, keys: Block, wide_smem: Any) -> jax.Array:
+    """Scores `[TILE, tile.keys]` of a block, in base 2."""
+    k_smem = widened(tile, keys, wide_smem)
     scores = matmul(None, q_smem, k_smem, transpose_b=True, interpret=tile.interpret)
+    if tile.quantized:
+        scores = scores * _scales(tile, keys, scores.shape)
     if tile.soft_cap is None:
         return scores * (tile.scale * LOG2_E)
     # tanh by exp2, whose error is 2^-22; the hardware's tanh errs by 2^-11, times the cap.
@@ -132,7 +230,7 @@ def scores_of(tile: Tile, q_smem: Any, k_smem: Any) -> jax.Array:
 
 def masked(tile: Tile, scores: jax.Array, block: jax.Array, position: jax.Array, step: int) -> jax.Array:
     """The scores of a block that the query of tile row i, at `position + i * step`, may see; `LOWEST` elsewhere."""
-    key = _index(tile, scores.shape, 1) + block * TILE
+    key = _index(tile, scores.shape, 1) + block * tile.keys
     query = position
     if step:
         query = _index(tile, scores.shape, 0) * step + position
@@ -151,16 +249,20 @@ def softmax(state: State, scores: jax.Array) -> tuple[State, jax.Array]:
     return State(weighted, peak, state.total * decay + jnp.sum(weights, axis=1)), weights
 
 
-def add_values(tile: Tile, state: State, weights: jax.Array, v_smem: Any) -> State:
-    """The state with a block's values weighted in."""
+def add_values(tile: Tile, state: State, weights: jax.Array, values: Block, v_smem: Any) -> State:
+    """The state with a block's values weighted in: `v_smem`, which are `values`, widened."""
+    if tile.quantized:
+        # A slot that was never written may have a scale of NaN, and 0 * NaN is NaN.
+        weights = jnp.where(weights > 0, weights * _scales(tile, values, weights.shape), 0.0)
     p = weights.astype(tile.dtype)
     return state._replace(weighted=matmul(state.weighted, p, v_smem, transpose_b=False, interpret=tile.interpret))
 
 
 def zero_values_after(tile: Tile, v_smem: Any, block: jax.Array, last: jax.Array) -> None:
     """Zeroes a block's values past token `last`: slots that were never written may hold NaN, and 0 * NaN is NaN."""
-    values = _laid_out(tile, v_smem[...])
-    token = _index(tile, values.shape, 0) + block * TILE
+    values = v_smem[...] if tile.interpret else plgpu.load(v_smem, (), layout=_ROWS)
+    token = lax.broadcasted_iota(jnp.int32, values.shape, 0)
+    token = (token if tile.interpret else plgpu.layout_cast(token, _ROWS)) + block * tile.keys
     v_smem[...] = jnp.where(token <= last, values, jnp.zeros_like(values))
     plgpu.commit_smem()
 

@@ -15,8 +15,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from model.kernels.paged_attention import paged_attention, write_kv
-from tests.model.kernels.paged_attention.cases import Batch, Cache
+from model.kernels.paged_attention import paged_attention, scales_shape, write_kv
+from tests.model.kernels.paged_attention.cases import Batch, Cache, QuantizedCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Case:
     page_size: int = 64
     pages: int = 1024
     dtype: str = "bfloat16"
+    kv_dtype: str | None = None
     sliding_window: int | None = None
     soft_cap: float | None = None
     layers: int = 0
@@ -45,6 +46,9 @@ CASES = (
     Case("window and soft cap", sliding_window=1000, soft_cap=30.0),
     Case("MHA, head_dim 64, page 128", q_heads=8, head_dim=64, page_size=128),
     Case("page 16", q_heads=32, page_size=16),
+    Case("head_dim 256", q_heads=32, head_dim=256),
+    Case("int8", kv_dtype="int8"),
+    Case("float8, head_dim 64", kv_dtype="float8_e4m3fn", head_dim=64, page_size=32),
     Case("split decode", tokens=1, max_query_len=1),
 )
 
@@ -61,12 +65,14 @@ def compile_case(case: Case) -> dict[str, int]:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
 
     q = like((case.tokens, case.q_heads, case.head_dim))
-    pool = like((max(case.layers, 1) * case.pages, case.kv_heads, case.page_size, case.head_dim))
+    shape = (max(case.layers, 1) * case.pages, case.kv_heads, case.page_size, case.head_dim)
+    pool = like(shape, case.kv_dtype or case.dtype)
+    scale = () if case.kv_dtype is None else (like(scales_shape(*shape[:3]), jnp.float32),) * 2
     ragged = like((rows, 64), jnp.int32), like((rows,), jnp.int32), like((rows + 1,), jnp.int32)
     options = {"sliding_window": case.sliding_window, "soft_cap": case.soft_cap, "implementation": "mosaic_gpu"}
 
-    def attend(q, k, v, table, lengths, starts):
-        batch = Batch(q, Cache(k, v), table, lengths, starts)
+    def attend(q, k, v, table, lengths, starts, *scales):
+        batch = Batch(q, QuantizedCache(k, v, *scales) if scales else Cache(k, v), table, lengths, starts)
         return paged_attention(*batch, max_query_len=case.max_query_len, return_lse=True, **options)
 
     def layers(q, k, v, table, lengths, starts, slots):
@@ -79,7 +85,7 @@ def compile_case(case: Case) -> dict[str, int]:
 
         return jax.lax.scan(layer, (q, k, v), jnp.arange(case.layers))[0]
 
-    function, arguments = (attend, ()) if not case.layers else (layers, (like((case.tokens,), jnp.int32),))
+    function, arguments = (attend, scale) if not case.layers else (layers, (like((case.tokens,), jnp.int32),))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = jax.jit(function, donate_argnums=(1, 2)).trace(q, pool, pool, *ragged, *arguments)
         compiled = traced.lower(lowering_platforms=("cuda",)).compile()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from model.kernels.paged_attention import cpu_library, merge, paged_attention, write_kv
+from model.kernels.paged_attention import IMPLEMENTATIONS, cpu_library, merge, paged_attention, write_kv
 from tests.model.kernels.paged_attention import cases
 
 
@@ -23,6 +23,17 @@ def test_arguments_that_do_not_fit_are_refused_with_their_values() -> None:
     int8 = cases.Cache(*(jnp.zeros(batch.cache.k.shape, jnp.int8) for _ in range(2)))
     with pytest.raises(ValueError, match=r"`cache\.k_scale` is missing, but the pools are int8"):
         paged_attention(*batch._replace(cache=int8), max_query_len=1)
+
+
+def test_what_a_backend_does_not_cover_raises_with_the_reason_of_every_backend() -> None:
+    """Scaled pools with heads of 256 on Hopper: the others say whether they take them, and why not."""
+    batch = cases.build(cases.Shape(head_dim=256, dtype="bfloat16"), [5, 6], [1, 1])
+    batch = batch._replace(cache=cases.quantize(batch.cache, "int8"))
+    with pytest.raises(NotImplementedError) as refusal:
+        paged_attention(*batch, max_query_len=1, implementation="mosaic_gpu")
+    lines = str(refusal.value).splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:]] == list(IMPLEMENTATIONS)
+    assert "head_dim is 256; with scales it must be 128 at most" in str(refusal.value)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "cpu_ffi"])

@@ -31,7 +31,7 @@ BACKENDS = [
     Backend("xla"),
     Backend("cpu_ffi"),
     Backend("pallas_tpu", dtypes=("float32", "bfloat16")),
-    Backend("mosaic_gpu", ("bfloat16", "float16"), (64, 128), quantized=(), interpreted=True),
+    Backend("mosaic_gpu", ("bfloat16", "float16"), interpreted=True),
 ]
 every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 # Interpreters take a minute for what a kernel does in microseconds.
@@ -118,7 +118,7 @@ def test_options(backend: Backend, options: dict[str, float]) -> None:
         check(backend, cases.build(shape, MIXED_LENGTHS, MIXED_QUERIES), 33, **options)
 
 
-@every_backend
+@every_backend_at_length
 @pytest.mark.parametrize("kv_dtype", ["int8", "float8_e4m3fn"])
 def test_quantized_kv(backend: Backend, kv_dtype: str) -> None:
     """The same as attention over the values that the quantized pool stands for."""

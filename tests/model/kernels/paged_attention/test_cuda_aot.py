@@ -40,7 +40,7 @@ def compiled() -> dict[str, tuple[dict[str, int], str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stdout[-4000:]

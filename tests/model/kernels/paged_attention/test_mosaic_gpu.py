@@ -1,5 +1,7 @@
 """What only the Hopper backend has: its plan, its refusals, and interpreted kernels without races."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,27 @@ def test_a_chunk_that_ends_inside_a_page(q_heads: int, window: int | None) -> No
 
 
 @pytest.mark.parametrize(
+    ("head_dim", "kv_dtype"),
+    [(256, None), (64, "int8"), pytest.param(128, "float8_e4m3fn", marks=pytest.mark.slow)],
+)
+def test_wide_heads_and_scaled_values(head_dim: int, kv_dtype: str | None) -> None:
+    """A decode row and a chunk of two, whose last pages hold NaN, or scales of NaN, beyond them."""
+    shape = cases.Shape(1, 1, head_dim, 32, max_pages=3, padding=0, dtype="bfloat16")
+    batch = cases.build(shape, [70, 33], [1, 2])
+    pools, cache = batch.cache, batch.cache
+    if kv_dtype is not None:
+        cache = cases.quantize(batch.cache, kv_dtype)
+        pools = cases.dequantize(cache)
+    expected, expected_lse = cases.dense_attention(batch._replace(cache=pools))
+    attend = functools.partial(paged_attention, max_query_len=2, implementation="mosaic_gpu", return_lse=True)
+    out, lse = jax.jit(attend)(*batch._replace(cache=cache))
+    limit = cases.tolerance("bfloat16")
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=limit, atol=limit)
+    np.testing.assert_allclose(np.asarray(lse), expected_lse, rtol=1e-3, atol=limit / 4)
+    assert not gpu_callbacks.get_races().races_found
+
+
+@pytest.mark.parametrize(
     ("rows", "max_pages", "splits"), [(32, 64, 1), (64, 64, 1), (1, 512, 30), (8, 64, 4), (1, 1, 1), (16, 3, 1)]
 )
 def test_small_batches_are_split_until_the_device_is_busy(rows: int, max_pages: int, splits: int) -> None:
@@ -48,7 +71,8 @@ def test_small_batches_are_split_until_the_device_is_busy(rows: int, max_pages: 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"kv_dtype": jnp.dtype("int8")}, "the pools are int8"),
+        ({"kv_dtype": jnp.dtype("float32")}, "the pools are float32"),
+        ({"kv_dtype": jnp.dtype("int8"), "head_dim": 256}, "head_dim is 256; with scales"),
         ({"head_dim": 96}, "head_dim is 96"),
         ({"page_size": 256}, "page_size is 256"),
         ({"q_heads": 1024}, "128 query heads share a KV head"),
