@@ -16,7 +16,7 @@ from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
 from serving.conductor.output_predictor import OutputPredictor
 from serving.conductor.placement import Choice, ClusterView, placement_policy
-from serving.conductor.roles import RoleChange, RoleConfig, RoleController
+from serving.conductor.roles import DECODE, PREFILL, RoleChange, RoleConfig, RoleController
 from serving.conductor.types import SLO, Deferral, Placement, PrefillReport, Rejection, SchedulableRequest
 
 Request = TypeVar("Request", bound=SchedulableRequest)
@@ -109,9 +109,9 @@ class Conductor(Generic[Request]):
         self._context_tokens += (request.input_tokens - self._context_tokens) * 0.01
         order = self._order(request)
         choice = self._place(self.view, self.estimator.model, request, order, now)
-        if self._roles is not None:
-            self._roles.offer(choice.prefill_s, now)
         decision = self._decide(request, choice, order, now)
+        if self._roles is not None:
+            self._watch(self._roles, decision, choice, now)
         if isinstance(decision, Deferral):
             self._waiting[request.id] = request
             rank = self.outputs.predict(request.block_ids) if self._admission.prefers_short else order
@@ -190,6 +190,17 @@ class Conductor(Generic[Request]):
         if self._roles is not None:
             self._roles.switched(now)
 
+    @staticmethod
+    def _watch(roles: RoleController, decision: Placement | Rejection | Deferral, choice: Choice, now: float) -> None:
+        """Tells which pool a request was refused for."""
+        if isinstance(decision, Placement):
+            roles.arrived(now)
+        elif isinstance(decision, Rejection) and decision.reason == "ttft":
+            roles.arrived(now, PREFILL)
+            roles.work(choice.prefill_s, now)
+        else:
+            roles.arrived(now, DECODE)
+
     def _decide(self, request: Request, choice: Choice, order: float, now: float) -> Placement | Rejection | Deferral:
         costs, view, slo = self.estimator.model, self.view, self.config.slo
         index = self._select_decode(request, choice.index)
@@ -235,6 +246,8 @@ class Conductor(Generic[Request]):
             placement, request.arrival_s, now + choice.ttft_s, turn_s, outlook.output_tokens
         )
         self.occupancy.accept(now + choice.ttft_s)
+        if self._roles is not None:
+            self._roles.work(choice.prefill_s, now)
         if self.config.fair:
             self._turns_s[request.tenant] = turn_s + choice.prefill_s
             if len(self._turns_s) > _MANY_TENANTS:

@@ -3,6 +3,7 @@
 No version of the paper says how its operators do it; FAST'25, section 5.5, only shows that goodput depends on the
 ratio. Loads are what section 7 of the arXiv version calls so, latencies over their limits, except that a prefill pool
 below saturation has no queue to speak of: its load is the larger of its utilisation and of its queue over the limit.
+Where admission keeps latencies within their limits, a pool shows what it lacks by the requests that are refused for it.
 """
 
 import dataclasses
@@ -23,15 +24,17 @@ class RoleConfig:
     Attributes:
         interval_s: how often the cluster asks.
         high: load above which a pool needs an instance.
+        refused: share of requests refused or made to wait for a pool, above which it needs one too.
         low: load below which the other pool must stay without the instance that it gives.
         looks: in a row that must agree.
         cooldown_s: at least, from the end of one switch to the beginning of the next.
-        window_s: over which the utilisation of prefill is averaged (exponentially).
+        window_s: over which prefill work and refusals are averaged (exponentially).
     """
 
     interval_s: float = 5.0
     high: float = 0.9
     low: float = 0.8
+    refused: float = 0.05
     looks: int = 3
     cooldown_s: float = 30.0
     window_s: float = 60.0
@@ -39,6 +42,8 @@ class RoleConfig:
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high:
             raise ConductorError(f"Loads of {self.low} and {self.high}: `low` must be above 0 and below `high`.")
+        if not 0 < self.refused <= 1:
+            raise ConductorError(f"`refused` is {self.refused}; it is a share of the requests above 0 and at most 1.")
         if not (self.interval_s > 0 and self.window_s > 0 and self.cooldown_s >= 0 and self.looks >= 1):
             raise ConductorError(
                 f"Interval {self.interval_s} s, window {self.window_s} s, cooldown {self.cooldown_s} s and "
@@ -59,21 +64,34 @@ class RoleController:
 
     def __init__(self, config: RoleConfig) -> None:
         self.config = config
-        self._work_s = 0.0
+        self._work_s = self._arrived = 0.0
+        self._refused = {PREFILL: 0.0, DECODE: 0.0}
         self._seen_s = -math.inf
         self._agreed = 0
         self._wanted: str | None = None
         self._switching = False
         self._rest_until_s = -math.inf
 
-    def offer(self, prefill_s: float, now: float) -> None:
-        """A request arrived that needs so much prefill, whether it is admitted or not."""
-        self._work_s = self._work_s * self._decay(now) + prefill_s
-        self._seen_s = now
+    def arrived(self, now: float, refused_for: str | None = None) -> None:
+        """A request arrived; it was admitted, or refused or made to wait for want of that pool."""
+        self._age(now)
+        self._arrived += 1
+        if refused_for is not None:
+            self._refused[refused_for] += 1
+
+    def work(self, prefill_s: float, now: float) -> None:
+        """So much prefill was admitted, or was refused for want of prefill alone."""
+        self._age(now)
+        self._work_s += prefill_s
 
     def utilisation(self, instances: int, now: float) -> float:
-        """Of so many prefill instances, by the work that was offered lately."""
-        return self._work_s * self._decay(now) / self.config.window_s / instances
+        """Of so many prefill instances, by the work of late."""
+        self._age(now)
+        return self._work_s / self.config.window_s / instances
+
+    def lacks(self, pool: str) -> bool:
+        """Whether too many requests of late were refused for want of this pool."""
+        return self._refused[pool] > self.config.refused * self._arrived
 
     def decide(self, view: ClusterView, costs: TimeModel, slo: SLO, now: float) -> RoleChange | None:
         """One look at the cluster. An instance that is told to change is taken out of its pool's order."""
@@ -104,15 +122,30 @@ class RoleController:
         batch = sum(decode.assigned for decode in pool) / instances
         return costs.decode_s(batch, sum(decode.assigned_tokens for decode in pool) / instances) / slo.tbt_s
 
-    def _decay(self, now: float) -> float:
-        return math.exp((self._seen_s - now) / self.config.window_s)
+    def _age(self, now: float) -> None:
+        keep = math.exp((self._seen_s - now) / self.config.window_s)
+        self._seen_s = now
+        self._work_s *= keep
+        self._arrived *= keep
+        for pool in self._refused:
+            self._refused[pool] *= keep
 
     def _needy(self, view: ClusterView, costs: TimeModel, slo: SLO, now: float) -> str | None:
         """The pool that is overloaded while the other can spare an instance."""
         prefill, decode = len(view.prefill_order), len(view.decode_order)
-        high, low = self.config.high, self.config.low
-        if prefill and decode > 1 and self.prefill_load(view, slo, prefill, now) > high:
-            return PREFILL if self.decode_load(view, costs, slo, decode - 1) < low else None
-        if decode and prefill > 1 and self.decode_load(view, costs, slo, decode) > high:
-            return DECODE if self.prefill_load(view, slo, prefill - 1, now) < low else None
+        if not (prefill and decode):
+            return None
+
+        def overloaded(pool: str, load: float) -> bool:
+            return load > self.config.high or self.lacks(pool)
+
+        def can_spare(pool: str, load: float) -> bool:
+            return load < self.config.low and not self.lacks(pool)
+
+        if overloaded(PREFILL, self.prefill_load(view, slo, prefill, now)):
+            spared = decode > 1 and can_spare(DECODE, self.decode_load(view, costs, slo, decode - 1))
+            return PREFILL if spared else None
+        if overloaded(DECODE, self.decode_load(view, costs, slo, decode)):
+            spared = prefill > 1 and can_spare(PREFILL, self.prefill_load(view, slo, prefill - 1, now))
+            return DECODE if spared else None
         return None

@@ -81,10 +81,23 @@ def test_the_least_loaded_prefill_instance_is_given_to_an_overloaded_decode_pool
 def test_work_that_was_offered_lately_counts_without_a_queue() -> None:
     controller = RoleController(CONFIG)
     for second in range(600):
-        controller.offer(1.9, float(second))
+        controller.work(1.9, float(second))
     assert controller.utilisation(2, 600.0) == pytest.approx(0.95, rel=0.02)
     assert look(controller, view_of([0.0, 0.0], [3, 3]), 3, 600.0)[-1] == RoleChange(DECODE, 0)
     assert controller.utilisation(2, 660.0) == pytest.approx(0.95 / math.e, rel=0.03)
+
+
+def test_a_pool_that_refusals_show_to_be_short_gets_an_instance() -> None:
+    """Admission keeps both pools within their limits, so their loads say nothing."""
+    controller, view = RoleController(CONFIG), view_of([0.0, 0.0], [15, 15])
+    for second in range(100):
+        controller.arrived(float(second), DECODE if second % 10 == 0 else None)
+    assert look(controller, view, 3, 100.0)[-1] == RoleChange(PREFILL, 0)
+    # The pool that is short itself gives nothing.
+    controller, view = RoleController(CONFIG), view_of([60.0, 60.0], [3, 3])
+    for second in range(100):
+        controller.arrived(float(second), DECODE if second % 10 == 0 else None)
+    assert look(controller, view, 9, 100.0) == [None] * 9
 
 
 def test_no_instance_is_given_that_is_needed_or_the_last() -> None:
@@ -126,5 +139,7 @@ def test_the_pool_that_gave_is_not_the_next_to_ask(prefill: int, decode: int, qu
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ConductorError, match="below `high`"):
         RoleConfig(low=0.9, high=0.9)
+    with pytest.raises(ConductorError, match="share of the requests"):
+        RoleConfig(refused=0.0)
     with pytest.raises(ConductorError, match="first two must be above 0"):
         RoleConfig(interval_s=0.0)
