@@ -40,7 +40,8 @@ SIZES = {
 REPEATS = flags.DEFINE_integer("repeats", 11, "Measurements; the median is reported.", lower_bound=1)
 
 
-def _cases() -> list[attention_speed.Case]:
+def cases() -> list[attention_speed.Case]:
+    """Every combination of the sizes that the flags list."""
     try:
         sizes = {name: [int(value) for value in flag.value] for name, flag in SIZES.items()}
         return attention_speed.cases(dtype=DTYPE.value, **sizes)
@@ -62,11 +63,11 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
     with_huge_pages()
     _check_backends()
-    cases, out = _cases(), out_folder("bench_paged_attention")
+    to_measure, out = cases(), out_folder("bench_paged_attention")
     meta = results.start_meta(
         {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value
     )
-    rows, left_out = attention_speed.run_benchmark(cases, BACKEND.value, REPEATS.value, SEED.value)
+    rows, left_out = attention_speed.run_benchmark(to_measure, BACKEND.value, REPEATS.value, SEED.value)
     for what, reason in left_out.items():
         logging.warning("Left out %s: %s", what, reason)
     results.print_table(rows, title=f"Paged attention on {jax.devices()[0].device_kind}")

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
-from model.kernels.paged_attention import paged_attention
+from model.kernels.paged_attention import Blocks, paged_attention, scales_shape, tuning
+from model.kernels.paged_attention.problem import Problem, Ragged, pools_of, problem_of
 
 KV_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 JAX_TRITON = "jax_triton"
@@ -89,6 +91,12 @@ class Case:
         keys = sum(range(self.context - self.query_len + 1, self.context + 1))
         return 4 * self.batch * self.q_heads * self.head_dim * keys
 
+    def problem(self, batch: Batch) -> Problem:
+        """The static side of attending a batch of this case."""
+        options = {"scale": None, "sliding_window": None, "soft_cap": None}
+        pools, ragged = pools_of(batch.cache), Ragged(*batch[2:])
+        return problem_of(batch.q, pools, ragged, max_query_len=self.query_len, **options)
+
     def build(self, seed: int) -> Batch:
         """Random queries and pools; pages of a row are anywhere in the pool."""
         per_row = -(-self.context // self.page_size)
@@ -102,7 +110,7 @@ class Case:
         else:
             # Any values do, and these fit both kinds of byte.
             pools = [jax.random.randint(key, shape, -127, 128, jnp.int8).astype(self.dtype) for key in keys[:2]]
-            scale = jnp.full(shape[:3], 1 / 73, jnp.float32)
+            scale = jnp.full(scales_shape(*shape[:3]), 1 / 73, jnp.float32)
         tokens = self.batch * self.query_len
         return Batch(
             jax.random.normal(keys[2], (tokens, self.q_heads, self.head_dim), self.q_dtype),
@@ -141,6 +149,31 @@ def run_benchmark(
                 continue
             rows.append(_measure(case, backend, attend, repeats) | {"max_difference": difference})
     return rows, left_out
+
+
+def tune(cases: Sequence[Case], backend: str, repeats: int, seed: int) -> list[tuning.Entry]:
+    """The fastest block sizes of a backend for each case; cases that it has none for are left out."""
+    entries = []
+    for case in tqdm(cases, desc="cases"):
+        batch = case.build(seed)
+
+        def seconds(blocks: Blocks, case: Case = case, batch: Batch = batch) -> float:
+            attend = _prepared(backend, case, batch, blocks)
+            (total,) = _medians([lambda: attend(_CALLS_ON_ACCELERATORS)], repeats)
+            return total / _CALLS_ON_ACCELERATORS
+
+        try:
+            entries.append(tuning.tune(backend, case.problem(batch), seconds))
+        except NotImplementedError as refusal:
+            logging.warning("Left out %s: %s", case, refusal)
+    return entries
+
+
+def tuned_row(entry: tuning.Entry) -> Row:
+    """An entry as a row of a table."""
+    chosen = {name: size for name, size in dataclasses.asdict(entry.blocks).items() if size is not None}
+    times = {"time_s": entry.time_s, "heuristic_time_s": entry.heuristic_time_s}
+    return {**entry.case, "blocks": str(chosen or "heuristic"), **times}
 
 
 def _measure(case: Case, backend: str, attend: Callable[[int], Any], repeats: int) -> Row:
@@ -205,7 +238,7 @@ def _matmul(dtype: str) -> Ceiling:
     return Ceiling(lambda: multiply(a), 2 * size**3, "GFLOP/s")
 
 
-def _prepared(backend: str, case: Case, batch: Batch) -> Callable[[int], jax.Array]:
+def _prepared(backend: str, case: Case, batch: Batch, blocks: Blocks | None = None) -> Callable[[int], jax.Array]:
     """The attention of a batch by a backend, so many times in a row, each for what the last one gave."""
     if backend == JAX_TRITON:
         batch, once = _jax_triton(case, batch)
@@ -213,7 +246,8 @@ def _prepared(backend: str, case: Case, batch: Batch) -> Callable[[int], jax.Arr
         implementation = None if backend == "auto" else backend
 
         def once(batch: Batch) -> jax.Array:
-            out: Any = paged_attention(*batch, max_query_len=case.query_len, implementation=implementation)
+            options = {"max_query_len": case.query_len, "implementation": implementation, "blocks": blocks}
+            out: Any = paged_attention(*batch, **options)
             return out
 
     def again(_: Any, q: jax.Array, batch: Batch) -> jax.Array:

@@ -57,6 +57,19 @@ def test_what_cannot_be_measured_is_refused(tmp_path, argument, message):
     assert "Traceback" not in done.stderr
 
 
+def test_block_sizes_are_not_tuned_where_kernels_are_interpreted():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.tune_paged_attention", "--batch=1"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert "Nothing is tuned on cpu" in done.stdout + done.stderr
+
+
 def test_work_of_a_case():
     (case,) = cases(dtype=["bfloat16"], query_len=[3], **{name: [size] for name, size in SIZES.items()})
     assert case.bytes == 2 * 2 * 40 * 2 * 64 * 2

@@ -5,5 +5,6 @@ from model.kernels.paged_attention.api import paged_attention as paged_attention
 from model.kernels.paged_attention.api import write_and_attend as write_and_attend
 from model.kernels.paged_attention.api import write_kv as write_kv
 from model.kernels.paged_attention.merge import merge as merge
+from model.kernels.paged_attention.problem import Blocks as Blocks
 from model.kernels.paged_attention.problem import KVPool as KVPool
 from model.kernels.paged_attention.problem import scales_shape as scales_shape

@@ -1,5 +1,6 @@
 """Paged attention and the KV write, over whichever backend fits the device."""
 
+import dataclasses
 import types
 from functools import partial
 
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, target, xla
-from model.kernels.paged_attention.problem import KVPool, NewKV, Pools, Problem, Ragged, pools_of, problem_of
+from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, target, tuning, xla
+from model.kernels.paged_attention.problem import Blocks, KVPool, NewKV, Pools, Problem, Ragged, pools_of, problem_of
 
 _BACKENDS: dict[str, types.ModuleType] = {
     "cpu_ffi": cpu_ffi,
@@ -32,6 +33,7 @@ def paged_attention(
     sliding_window: int | None = None,
     soft_cap: float | None = None,
     implementation: str | None = None,
+    blocks: Blocks | None = None,
     return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Causal attention of a ragged batch of queries over paged KV.
@@ -53,6 +55,7 @@ def paged_attention(
       sliding_window: a query attends to this many tokens at most, itself included.
       soft_cap: scores become `soft_cap * tanh(scores / soft_cap)`.
       implementation: one of `IMPLEMENTATIONS`, or None for the fastest that takes this case on this platform.
+      blocks: how the kernel cuts its work; None for what was measured on this kind of device, else its heuristics.
       return_lse: also return the log-sum-exp of the scores, by which partial results merge.
 
     Returns:
@@ -73,7 +76,7 @@ def paged_attention(
         sliding_window=sliding_window,
         soft_cap=soft_cap,
     )
-    out, lse = _attend(problem, implementation, q, pools, ragged)
+    out, lse = _attend(problem, implementation, blocks, q, pools, ragged)
     return (out, lse) if return_lse else out
 
 
@@ -129,12 +132,11 @@ def write_and_attend(
         pools = Pools(*_write(pools.k, pools.v, new, slots))
         return *attend(q, pools, ragged), pools
 
-    def fused(q, new, slots, pools, ragged):
-        del slots
-        return pallas_tpu.write_and_attend(problem, q, new, pools, ragged)
-
     def step(name: str):
-        return fused if name == "pallas_tpu" else partial(write_first, partial(_BACKENDS[name].attend, problem))
+        cut = _cut(name, problem)
+        if name != "pallas_tpu":
+            return partial(write_first, partial(_BACKENDS[name].attend, cut))
+        return lambda q, new, slots, pools, ragged: pallas_tpu.write_and_attend(cut, q, new, pools, ragged)
 
     if implementation is not None:
         _check(implementation, problem)
@@ -199,14 +201,24 @@ def _by_platform(*operands, cpu, default, **others):
     return lax.platform_dependent(*operands, cpu=cpu, default=default, **others)
 
 
-def _attend(problem: Problem, implementation: str | None, q: jax.Array, pools: Pools, ragged: Ragged):
+def _attend(
+    problem: Problem, implementation: str | None, blocks: Blocks | None, q: jax.Array, pools: Pools, ragged: Ragged
+):
+    def run(name: str):
+        return partial(_BACKENDS[name].attend, _cut(name, problem, blocks))
+
     if implementation is None:
-        backends = {platform: _BACKENDS[name] for platform, name in _fastest(problem).items()}
-        return _by_platform(
-            q, pools, ragged, **{platform: partial(one.attend, problem) for platform, one in backends.items()}
-        )
+        runs = {platform: run(name) for platform, name in _fastest(problem).items()}
+        return _by_platform(q, pools, ragged, **runs)
     _check(implementation, problem)
-    return _BACKENDS[implementation].attend(problem, q, pools, ragged)
+    return run(implementation)(q, pools, ragged)
+
+
+def _cut(name: str, problem: Problem, blocks: Blocks | None = None) -> Problem:
+    """The problem with the blocks that a backend shall use."""
+    if blocks is None:
+        blocks = tuning.blocks_for(name, problem, target.device_kind())
+    return dataclasses.replace(problem, blocks=blocks)
 
 
 def _fastest(problem: Problem) -> dict[str, str]:

@@ -55,6 +55,23 @@ class Ragged(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a kernel cuts its work; None leaves a choice to its heuristic, and others than its own mean nothing to it.
+
+    Attributes:
+      decode_keys: keys of one step of a decode on TPU.
+      prefill_keys: keys of one step of a prefill on TPU.
+      prefill_queries: queries of one step of a prefill on TPU, a power of two of 16 or more.
+      splits: thread blocks that share a row's KV in a decode on Hopper.
+    """
+
+    decode_keys: int | None = None
+    prefill_keys: int | None = None
+    prefill_queries: int | None = None
+    splits: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """The static side of one call: sizes, dtypes and options. Hashable, so kernels are cached by it."""
 
@@ -72,6 +89,7 @@ class Problem:
     scale: float
     sliding_window: int | None
     soft_cap: float | None
+    blocks: Blocks = Blocks()
 
     @property
     def group(self) -> int:

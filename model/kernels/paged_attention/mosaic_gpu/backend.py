@@ -121,6 +121,8 @@ def decode_plan(problem: Problem) -> decode.Plan:
     tile = tile_of(problem)
     taken = _SHARED_RESERVED + _BARRIER_BYTES + TILE * problem.head_dim * 2 + tile.wide_bytes
     stages = (_SHARED_PER_CORE // 2 - taken) // (2 * tile.block_bytes)
+    if problem.blocks.splits is not None:
+        return decode.Plan(problem.blocks.splits, stages)
     slots = device.cores() * 2
     work = problem.rows * problem.kv_heads
     blocks = -(-problem.max_pages * problem.page_size // tile.keys)

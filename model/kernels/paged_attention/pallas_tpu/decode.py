@@ -48,7 +48,8 @@ def attend(
     cores = stream.cores(problem)
     tokens, heads, kv_heads = q.shape[0], problem.q_heads // cores, problem.kv_heads // cores
     token_bytes = kv_heads * problem.head_dim * problem.kv_dtype.itemsize
-    block_tokens = min(_BLOCK_BYTES // token_bytes, _BLOCK_TOKENS, problem.max_pages * problem.page_size)
+    block_tokens = problem.blocks.decode_keys or min(_BLOCK_BYTES // token_bytes, _BLOCK_TOKENS)
+    block_tokens = min(block_tokens, problem.max_pages * problem.page_size)
     block_pages = max(block_tokens // problem.page_size, 1)
 
     def at_query(core, item, rows, count, lengths, queries, table):
