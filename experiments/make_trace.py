@@ -1,4 +1,4 @@
-"""Write a synthetic workload in Mooncake's format: conversations that repeat their history.
+"""Write a synthetic workload in Mooncake's format: conversations that repeat their history, or questions on documents.
 
 The trace that ships with the project was made by the defaults:
 
@@ -11,30 +11,55 @@ from absl import app, flags
 
 from experiments.common import flags as common
 from experiments.common import results
-from serving.workload.synthetic import Lengths, chat, write_mooncake
+from serving.workload.requests import Trace
+from serving.workload.synthetic import Lengths, chat, documents, write_mooncake
 
 TRACE_OUT = flags.DEFINE_string("trace_out", None, "File to write.", required=True)
-SESSIONS = flags.DEFINE_integer("sessions", 60, "Conversations.", lower_bound=1)
-SESSION_RATE = flags.DEFINE_float("session_rate", 0.5, "Conversations that start per second.", lower_bound=1e-9)
+SESSIONS = flags.DEFINE_integer("sessions", 60, "Conversations, or questions.", lower_bound=1)
+SESSION_RATE = flags.DEFINE_float("session_rate", 0.5, "Of those that start per second.", lower_bound=1e-9)
 TURNS = flags.DEFINE_float("turns", 4.0, "Mean turns per conversation.", lower_bound=1.0)
 THINK_S = flags.DEFINE_float("think_s", 12.0, "Mean seconds between turns.", lower_bound=1e-9)
 SYSTEM = flags.DEFINE_integer("system_tokens", 2048, "Mean tokens of a system prompt; whole blocks.", lower_bound=1)
 QUESTION = flags.DEFINE_integer("question_tokens", 900, "Mean new tokens per turn.", lower_bound=1)
 ANSWER = flags.DEFINE_integer("answer_tokens", 350, "Mean output tokens per turn.", lower_bound=1)
+DOCUMENTS = flags.DEFINE_integer(
+    "documents",
+    0,
+    "Instead of conversations, one question each about one of so many documents (--system_tokens long).",
+    lower_bound=0,
+)
+ZIPF = flags.DEFINE_float("zipf", 0.8, "Popularity of the document of rank r is r to the minus this.", lower_bound=0.0)
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    trace = chat(
+def _trace() -> Trace:
+    system, question = Lengths(SYSTEM.value, cv=0.5), Lengths(QUESTION.value, cv=1.0)
+    answer, seed = Lengths(ANSWER.value, cv=0.7), common.SEED.value
+    if DOCUMENTS.value:
+        return documents(
+            SESSIONS.value,
+            rate=SESSION_RATE.value,
+            count=DOCUMENTS.value,
+            zipf=ZIPF.value,
+            document=system,
+            question=question,
+            answer=answer,
+            seed=seed,
+        )
+    return chat(
         SESSIONS.value,
         session_rate=SESSION_RATE.value,
         turns=TURNS.value,
         think_s=THINK_S.value,
-        system=Lengths(SYSTEM.value, cv=0.5),
-        question=Lengths(QUESTION.value, cv=1.0),
-        answer=Lengths(ANSWER.value, cv=0.7),
-        seed=common.SEED.value,
+        system=system,
+        question=question,
+        answer=answer,
+        seed=seed,
     )
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    trace = _trace()
     path = pathlib.Path(TRACE_OUT.value)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mooncake(path, trace)

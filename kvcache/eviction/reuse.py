@@ -6,12 +6,14 @@ import numpy as np
 class ReuseTimes:
     """Reuse by kind of block and by age since its last use, ages in bins that grow by half an octave.
 
+    They reach from 1/64 s to a month, so that agents and people, small caches and large ones are told apart alike.
+
     `hits[k, b]` counts blocks of kind k used again while their age was in bin b, `passed[k, b]` those that left the bin
     unused. Old counts fade, so that a change of the traffic is followed.
     """
 
-    FIRST_S = 4.0
-    BINS = 24
+    FIRST_S = 2.0**-6
+    BINS = 56
     # Blocks of one prompt share their fate, so a few dozen blocks are one observation: rates of kinds seen less often
     # than this are mostly those of all blocks.
     _PRIOR_BLOCKS = 100.0
@@ -57,12 +59,11 @@ class ReuseTimes:
         has a price per block and second, and a block is kept as long as its index exceeds the price).
         """
         rates = self.rates()
-        alive = np.cumprod(1 - rates, axis=1)
-        alive = np.concatenate([np.ones((len(rates), 1)), alive[:, :-1]], axis=1)
-        hits = np.pad(np.cumsum(alive * rates, axis=1), ((0, 0), (1, 0)))
-        kept_s = np.pad(np.cumsum(alive * self.widths_s[None, :] * (1 - rates / 2), axis=1), ((0, 0), (1, 0)))
-        worth = np.empty_like(rates)
-        for age in range(self.BINS):
-            gain = hits[:, age + 1 :] - hits[:, age : age + 1]
-            worth[:, age] = (gain / (kept_s[:, age + 1 :] - kept_s[:, age : age + 1])).max(1)
+        worth, hits, kept_s = np.empty_like(rates), np.zeros_like(rates), np.zeros_like(rates)
+        # `hits[:, b]` of a block at the start of bin `age` that is kept through bin b; from the last bin backwards.
+        for age in range(self.BINS - 1, -1, -1):
+            rate = rates[:, age : age + 1]
+            hits[:, age:] = rate + (1 - rate) * hits[:, age:]
+            kept_s[:, age:] = (1 - rate / 2) * self.widths_s[age] + (1 - rate) * kept_s[:, age:]
+            worth[:, age] = (hits[:, age:] / kept_s[:, age:]).max(1)
         return worth

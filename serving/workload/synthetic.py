@@ -192,6 +192,47 @@ def chat(
     return Trace("chat", tuple(dataclasses.replace(r, id=i) for i, r in enumerate(requests)), block_size)
 
 
+def documents(
+    requests: int,
+    *,
+    rate: float,
+    count: int,
+    zipf: float,
+    document: Lengths,
+    question: Lengths,
+    answer: Lengths,
+    seed: int,
+    block_size: int = 512,
+) -> Trace:
+    """Single questions about documents of unequal popularity, each independent of those before it.
+
+    Args:
+        requests: how many.
+        rate: requests per second (a Poisson process).
+        count: of documents; the document of rank r is asked for in proportion to r^-`zipf`.
+        document: tokens of a document, cut to whole blocks.
+        question: tokens after it.
+        answer: output tokens.
+        seed: of everything random.
+        block_size: tokens per block.
+    """
+    if requests < 1 or count < 1 or zipf < 0:
+        raise TraceError(f"requests {requests}, count {count}, zipf {zipf}: use at least 1, 1 and 0.")
+    rng = np.random.default_rng(seed)
+    fresh = itertools.count()
+    known = [tuple(itertools.islice(fresh, max(1, int(n) // block_size))) for n in document.draw(count, rng)]
+    weights = np.arange(1, count + 1) ** -zipf
+    asked = rng.choice(count, requests, p=weights / weights.sum()).tolist()
+    new, answered = question.draw(requests, rng).tolist(), answer.draw(requests, rng).tolist()
+    made = []
+    for index, arrival_s in enumerate(arrivals(requests, rate, rng).tolist()):
+        blocks = known[asked[index]]
+        tokens = len(blocks) * block_size + new[index]
+        path = (*blocks, *itertools.islice(fresh, -(-new[index] // block_size)))
+        made.append(TraceRequest(index, arrival_s, tokens, answered[index], path))
+    return Trace("documents", tuple(made), block_size)
+
+
 def write_mooncake(path: str | os.PathLike[str], trace: Trace) -> None:
     """Writes a trace in Mooncake's format (times in whole milliseconds)."""
     with pathlib.Path(path).open("w", encoding="utf-8") as file:

@@ -7,7 +7,7 @@ import pytest
 
 from serving.workload.errors import TraceError
 from serving.workload.requests import Trace
-from serving.workload.synthetic import Lengths, Phase, arrivals, chat, phased, prefix_tree, write_mooncake
+from serving.workload.synthetic import Lengths, Phase, arrivals, chat, documents, phased, prefix_tree, write_mooncake
 from serving.workload.traces import read_trace
 
 
@@ -117,3 +117,17 @@ def test_phases_that_bring_nothing_are_refused() -> None:
         phased([Phase(1e-9, 1.0, Lengths(10), Lengths(10))], seed=0)
     with pytest.raises(TraceError, match="must be above 0"):
         Phase(0.0, 1.0, Lengths(10), Lengths(10))
+
+
+def test_documents_are_asked_for_by_popularity() -> None:
+    trace = documents(
+        20_000, rate=5.0, count=50, zipf=1.0, document=Lengths(2048), question=Lengths(300), answer=Lengths(9), seed=3
+    )
+    asked = np.unique([request.block_ids[0] for request in trace.requests], return_counts=True)[1]
+    shares = 1 / np.arange(1, 51)
+    np.testing.assert_allclose(asked / 20_000, shares / shares.sum(), atol=0.01)
+    assert {(r.input_tokens, r.output_tokens, len(r.block_ids)) for r in trace.requests} == {(2348, 9, 5)}
+    assert len({request.block_ids[-1] for request in trace.requests}) == 20_000
+    assert trace.duration_s == pytest.approx(4000, rel=0.05)
+    with pytest.raises(TraceError, match="zipf -1"):
+        documents(1, rate=1, count=1, zipf=-1, document=Lengths(9), question=Lengths(9), answer=Lengths(9), seed=0)
