@@ -23,13 +23,14 @@ from experiments.common import flags as common
 from experiments.common.engine_calibration import CalibrationOptions, calibrate
 from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples
 from experiments.common.process import with_huge_pages
+from serving.conductor import ConductorConfig
 from serving.engine import Engine
 from serving.simulator.calibration import StepSample, errors
 from serving.simulator.cluster import ClusterConfig, Simulation
 from serving.simulator.dry_engine import DryEngine
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import Performance, read_performance, write_performance
-from serving.simulator.steps import EngineModel, StepModel
+from serving.simulator.steps import EngineModel
 from serving.workload.errors import TraceError
 from serving.workload.outcomes import RequestOutcome, totals
 from serving.workload.requests import Trace
@@ -42,10 +43,11 @@ START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0
 REQUESTS = flags.DEFINE_integer("requests", 200, "Requests to compare.", lower_bound=1)
 CALIBRATION_REQUESTS = flags.DEFINE_integer("calibration_requests", 60, "Requests before those, to calibrate on.")
 SHRINK = flags.DEFINE_integer("shrink", 16, "Divides the tokens of the trace.", lower_bound=1)
+SHRINK_OUTPUTS = flags.DEFINE_integer("shrink_outputs", None, "Divides outputs, instead of --shrink.", lower_bound=1)
 SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
 JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
 CALIBRATION = flags.DEFINE_string("calibration", None, "What `calibrate` wrote, instead of measuring.")
-RUNS = flags.DEFINE_integer("runs", 3, "Live runs; medians count.", lower_bound=1)
+RUNS = flags.DEFINE_integer("runs", 3, "Live runs, and as many simulated ones; medians count.", lower_bound=1)
 TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 2.0, "Limit of TTFT.", lower_bound=1e-9)
 TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.25, "Limit of TBT.", lower_bound=1e-9)
 
@@ -53,11 +55,12 @@ TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.25, "Limit of TBT.", lower_bound=1
 class SimulatedEngine:
     """The simulator's coupled node as a `TraceServer`."""
 
-    def __init__(self, performance: Performance) -> None:
-        self._performance = performance
+    def __init__(self, performance: Performance, seed: int) -> None:
+        """`seed` is that of how steps scatter."""
+        self._performance, self._seed = performance, seed
 
     def serve(self, trace: Trace) -> Sequence[RequestOutcome]:
-        config = ClusterConfig(prefill=0, decode=0, coupled=1)
+        config = ClusterConfig(prefill=0, decode=0, coupled=1, conductor=ConductorConfig(seed=self._seed))
         return Simulation(config, self._performance).run(trace).outcomes
 
 
@@ -66,7 +69,7 @@ def _traces() -> tuple[Trace | None, Trace]:
     trace = read_trace(
         TRACE.value, start=START.value, speed=SPEED.value, jitter_s=JITTER_S.value, seed=common.SEED.value
     )
-    trace = fitting(shrink(trace, SHRINK.value), engine_flags.MAX_MODEL_LEN.value)
+    trace = fitting(shrink(trace, SHRINK.value, SHRINK_OUTPUTS.value), engine_flags.MAX_MODEL_LEN.value)
     first = 0 if CALIBRATION.value else CALIBRATION_REQUESTS.value
     return part(trace, 0, first) if first else None, part(trace, first, REQUESTS.value)
 
@@ -86,9 +89,13 @@ def _scaled(performance: Performance, speed: float) -> Performance:
     if performance.engine is None:
         return performance
     steps = performance.engine.steps
-    shapes = tuple((d, r, t, seconds * speed) for d, r, t, seconds in steps.shapes)
-    rates = {field.name: getattr(steps, field.name) * speed for field in dataclasses.fields(steps)[1:]}
-    engine = dataclasses.replace(performance.engine, steps=StepModel(shapes, **rates))
+    rates = ("decode_sequence", "decode_token", "prefill_token", "prefill_pair")
+    scaled = dataclasses.replace(
+        steps,
+        shapes=tuple((d, r, t, seconds * speed) for d, r, t, seconds in steps.shapes),
+        **{name: getattr(steps, name) * speed for name in rates},
+    )
+    engine = dataclasses.replace(performance.engine, steps=scaled)
     return dataclasses.replace(performance, engine=engine)
 
 
@@ -109,6 +116,12 @@ def _median(runs: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, A
             middle[name] = statistics.median(values)
             spread[name] = (max(values) - min(values)) / middle[name] if middle[name] else 0.0
     return middle, spread
+
+
+def _simulate(performance: Performance, trace: Trace) -> dict[str, Any]:
+    """Median totals over seeds of how steps scatter."""
+    runs = (SimulatedEngine(performance, common.SEED.value + run).serve(trace) for run in range(RUNS.value))
+    return _median([_summary(outcomes) for outcomes in runs])[0]
 
 
 def _serve_live(engine: Engine, model: EngineModel, trace: Trace) -> tuple[dict[str, Any], list[StepSample], float]:
@@ -140,10 +153,11 @@ def main(argv: Sequence[str]) -> None:
         runs = [_serve_live(engine, model, trace) for _ in range(RUNS.value)]
         samples = [sample for _, steps, _ in runs for sample in steps]
         predicted = [model.steps.seconds(sample.work) for sample in samples]
-        step_speed = sum(sample.seconds for sample in samples) / sum(predicted)
+        expected_s = sum(model.steps.mean_s(sample.work) for sample in samples)
+        step_speed = sum(sample.seconds for sample in samples) / expected_s
         live, spread = _median([summary for summary, _, _ in runs])
-        simulated = _summary(SimulatedEngine(performance).serve(trace))
-        at_speed = _summary(SimulatedEngine(_scaled(performance, step_speed)).serve(trace))
+        simulated = _simulate(performance, trace)
+        at_speed = _simulate(_scaled(performance, step_speed), trace)
     except (TraceError, SimulatorError) as error:
         raise app.UsageError(str(error)) from error
     rows = compare(live, simulated)

@@ -17,7 +17,15 @@ from tqdm import tqdm
 from experiments.common.calibration_grid import Prompt, Scenario, scenarios
 from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples, timed_step
 from serving.engine import Engine, Request
-from serving.simulator.calibration import DecodeSample, PrefillSample, StepSample, errors, fit_steps, fit_times
+from serving.simulator.calibration import (
+    DecodeSample,
+    PrefillSample,
+    StepSample,
+    errors,
+    fit_steps,
+    fit_times,
+    step_noise,
+)
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.simulator.performance import Performance
 from serving.simulator.steps import EngineModel
@@ -64,11 +72,13 @@ class Measurement:
     Attributes:
         steps: every step of every scenario, medians over the repeats.
         held_out: those of the scenarios that no fit may see.
+        single: every step of every repeat.
         prefills, decodes: whole prompts and iterations, for the closed form.
     """
 
     steps: list[StepSample]
     held_out: list[StepSample]
+    single: list[StepSample]
     prefills: list[PrefillSample]
     decodes: list[DecodeSample]
 
@@ -126,12 +136,13 @@ def measure(engine: Engine, model: EngineModel, *, clock: str, repeats: int, see
     for index in tqdm(order, desc="calibrating", unit="scenario"):
         runs[index].append(bench.run(grid[index]))
     held_out = set(rng.choice(len(grid), len(grid) // 5, replace=False).tolist())
-    result = Measurement([], [], [], [])
+    result = Measurement([], [], [], [], [])
     for index, (scenario, repeated) in enumerate(zip(grid, runs, strict=True)):
         steps = [
             StepSample(same[0].work, statistics.median(sample.seconds for sample in same))
             for same in zip(*repeated, strict=True)
         ]
+        result.single.extend(itertools.chain.from_iterable(repeated))
         (result.held_out if index in held_out else result.steps).extend(steps)
         if scenario.test == "prefill" and len(scenario.first) == 1:
             prompt = scenario.first[0]
@@ -146,13 +157,18 @@ def measure(engine: Engine, model: EngineModel, *, clock: str, repeats: int, see
 def calibrate(
     engine: Engine, sizes: EngineModel, options: CalibrationOptions, trace: Trace | None = None
 ) -> Calibration:
-    """Measures `engine`, whose sizes are those of `sizes`; the steps of serving `trace`, if given, are learned too."""
+    """Measures `engine`, whose sizes are those of `sizes`.
+
+    The steps of serving `trace`, if given, are learned too, and how far steps scatter is then learned from those alone:
+    between steps of one kind on a quiet grid less happens than between those of real traffic.
+    """
     measured = measure(engine, sizes, clock=options.clock, repeats=options.repeats, seed=options.seed)
-    learned = [*measured.steps, *measured.held_out]
+    learned, scattered = [*measured.steps, *measured.held_out], measured.single
     if trace is not None:
         live = LiveEngine(engine, CLOCKS[options.clock], seed=options.seed)
         live.serve(trace)
-        learned += step_samples(DryEngine(sizes), live.steps, options.clock)
+        scattered = step_samples(DryEngine(sizes), live.steps, options.clock)
+        learned += scattered
     performance = Performance(
         fit_times(measured.prefills, measured.decodes, options.kv_bytes / options.network_bandwidth),
         options.kv_bytes / _copy_bandwidth(),
@@ -160,7 +176,7 @@ def calibrate(
         sizes.num_pages * sizes.page_size,
         options.layers,
         source=options.source,
-        engine=dataclasses.replace(sizes, steps=fit_steps(learned)),
+        engine=dataclasses.replace(sizes, steps=step_noise(fit_steps(learned), scattered)),
     )
     return Calibration(performance, _rows(measured, performance), _errors(measured, performance))
 

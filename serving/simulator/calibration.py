@@ -16,6 +16,7 @@ from serving.simulator.steps import StepModel, StepWork
 # A sample further from the fit than so many robust standard deviations was disturbed; a smaller spread than `_LEAST`
 # (relative) is taken for that, so that a clean measurement keeps all its samples.
 _OUTLIER, _LEAST, _ROUNDS = 4.0, 0.01, 3
+_QUANTILES = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +56,17 @@ def fit_steps(samples: Sequence[StepSample]) -> StepModel:
         row[-4:] = work.decodes, work.decode_tokens, work.prefill_tokens, work.prefill_pairs
     weights = _fit(features, _seconds(samples))
     table = tuple((*shape, float(weight)) for shape, weight in zip(shapes, weights, strict=False))
-    return StepModel(table, *(float(weight) for weight in weights[-4:]))
+    decode_sequence, decode_token, prefill_token, prefill_pair = map(float, weights[-4:])
+    return StepModel(table, decode_sequence, decode_token, prefill_token, prefill_pair)
+
+
+def step_noise(model: StepModel, samples: Sequence[StepSample]) -> StepModel:
+    """`model` with the factors by which `samples` differ from it: single steps, not medians of several."""
+    factors: dict[bool, list[float]] = {False: [], True: []}
+    for sample in samples:
+        factors[bool(sample.work.chunks)].append(sample.seconds / model.seconds(sample.work))
+    decode, prefill = (_quantiles(factors[chunks]) for chunks in (False, True))
+    return dataclasses.replace(model, decode_noise=decode, prefill_noise=prefill)
 
 
 def fit_times(
@@ -79,6 +90,12 @@ def errors(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, f
         "p50": float(np.percentile(abs(relative), 50)),
         "p90": float(np.percentile(abs(relative), 90)),
     }
+
+
+def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
+    """At most `_QUANTILES` evenly spaced ones."""
+    count = min(len(values), _QUANTILES)
+    return tuple(np.quantile(values, (np.arange(count) + 0.5) / count).tolist()) if count else ()
 
 
 def _seconds(samples: Sequence[StepSample | PrefillSample | DecodeSample]) -> np.ndarray:

@@ -123,7 +123,8 @@ class Simulation:
         def prompt(request: TraceRequest) -> tuple[int, ...]:
             return prompt_tokens(request, self.view.block_size)
 
-        return EngineNode(f"c{index}", index, performance, self.at, self._decoded, cache, self._prefilled, prompt)
+        seed = config.conductor.seed
+        return EngineNode(f"c{index}", index, performance, self.at, self._decoded, cache, self._prefilled, prompt, seed)
 
     def at(self, time: float, handler: Callable[[int, float], None], argument: int) -> None:
         """Calls `handler(argument, time)` when the clock gets there."""

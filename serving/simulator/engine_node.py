@@ -1,10 +1,12 @@
 """A coupled node that runs the engine's own scheduler: chunked prefill beside decodes within one token budget.
 
 `CoupledNode` approximates any engine in closed form; this one is ours, step for step, with the cost of each step's
-shape. Runs of decode steps that differ only in their contexts are still one event.
+shape. Runs of decode steps that differ only in their contexts are still one event; where the calibration knows how far
+steps scatter, each is drawn from that, and runs end after `_LONGEST_RUN` steps.
 """
 
 import dataclasses
+import random
 from collections.abc import Callable
 
 from serving.simulator.batch import Schedule
@@ -12,13 +14,15 @@ from serving.simulator.cache import NodeCache
 from serving.simulator.dry_engine import DryEngine, Progress, engine_request
 from serving.simulator.errors import SimulatorError
 from serving.simulator.flight import Flight
-from serving.simulator.gaps import Progression, iterations_within, progression_sum
+from serving.simulator.gaps import Progression
 from serving.simulator.performance import Performance
+from serving.simulator.step_runs import EvenRun, NoisyRun, StepRun
 from serving.simulator.steps import StepWork
 from serving.workload.requests import TraceRequest
 
 # A sleeping engine wakes a little after an arrival, and finds everything that arrived with it.
 _WAKE_S = 1e-4
+_LONGEST_RUN = 64
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,6 +45,7 @@ class EngineNode:
         cache: NodeCache,
         prefilled: Callable[[Flight, float], None],
         prompt: Callable[[TraceRequest], tuple[int, ...]],
+        seed: int,
     ) -> None:
         if performance.engine is None:
             raise SimulatorError("This performance model has no engine in it; calibrate one.")
@@ -57,7 +62,9 @@ class EngineNode:
         self._prompts_s = 0.0
         self._queued = 0
         self._start_s = 0.0
-        self._first, self._step, self._planned = 0.0, 0.0, 0
+        self._steps: StepRun = EvenRun(0.0, 0.0)
+        self._planned = 0
+        self._rng = random.Random(f"{seed} {name}")
         self._version = 0
         self._awake = False
 
@@ -95,7 +102,7 @@ class EngineNode:
             self._awake = True
             self._at(now + _WAKE_S, self._begin, self._version)
         elif self._planned:
-            done = iterations_within(self._first, self._step, now - self._start_s) + 1
+            done = self._steps.within(now - self._start_s) + 1
             if done < self._planned:
                 self._run(done)
 
@@ -108,8 +115,8 @@ class EngineNode:
     def fail(self, now: float) -> list[Flight]:
         """Drops everything; returns what was here, each with what it had got until now as its past."""
         if self._planned:
-            done = min(iterations_within(self._first, self._step, now - self._start_s), self._planned - 1)
-            end_s = self._start_s + progression_sum(self._first, self._step, done)
+            done = min(self._steps.within(now - self._start_s), self._planned - 1)
+            end_s = self._start_s + self._steps.seconds(done)
             for progress in self._engine.complete(done) if done else ():
                 self._progressed(progress, done, end_s)
         for member in self._members.values():
@@ -133,23 +140,30 @@ class EngineNode:
         if work is None:
             self._awake = False
             return
-        self._first, self._step = self._seconds(work)
-        self._run(self._engine.steps_alike())
+        self._run(self._time(work, self._engine.steps_alike()))
 
-    def _seconds(self, work: StepWork) -> tuple[float, float]:
-        """Seconds of a step, and by how much each step alike that follows is longer."""
-        return self._model.steps.seconds(work), self._model.steps.decode_token * work.decodes
+    def _time(self, work: StepWork, steps: int) -> int:
+        """Sets how long the next `steps` steps take, or as many of them as it returns."""
+        model = self._model.steps
+        even = EvenRun(model.seconds(work), model.decode_token * work.decodes)
+        noise = model.noise_of(work)
+        if not noise:
+            self._steps = even
+            return steps
+        steps = min(steps, _LONGEST_RUN)
+        self._steps = NoisyRun(even, self._rng.choices(noise, k=steps))
+        return steps
 
     def _run(self, steps: int) -> None:
         self._planned = steps
         self._version += 1
-        self._at(self._start_s + progression_sum(self._first, self._step, steps), self._ended, self._version)
+        self._at(self._start_s + self._steps.seconds(steps), self._ended, self._version)
 
     def _ended(self, version: int, now: float) -> None:
         if version != self._version:
             return
         steps = self._planned
-        self.busy_s += progression_sum(self._first, self._step, steps)
+        self.busy_s += self._steps.seconds(steps)
         for progress in self._engine.complete(steps):
             self._progressed(progress, steps, now)
         self._begin(version, now)
@@ -160,12 +174,7 @@ class EngineNode:
         if progress.first:
             self._first_token(flight, progress.cached_tokens, now)
         else:
-            stall_s = self._start_s - member.last_token_s
-            if stall_s > 0:
-                member.gaps.append((self._first + stall_s, 0.0, 1))
-                member.gaps.append((self._first + self._step, self._step, steps - 1))
-            else:
-                member.gaps.append((self._first, self._step, steps))
+            member.gaps += self._steps.gaps(steps, self._start_s - member.last_token_s)
         member.last_token_s = now
         if progress.finished:
             del self._members[progress.request_id]

@@ -35,6 +35,8 @@ class StepModel:
         shapes: (decode rows, prefill rows, prefill tokens, seconds) of every shape.
         decode_sequence, decode_token: seconds per decoding sequence and per KV token that it attends to.
         prefill_token, prefill_pair: seconds per prompt token, and per unit of `StepWork.prefill_pairs`.
+        decode_noise, prefill_noise: by which factors real steps without and with prompts differed from that, as evenly
+            spaced quantiles; empty where no step does.
     """
 
     shapes: tuple[tuple[int, int, int, float], ...]
@@ -42,6 +44,8 @@ class StepModel:
     decode_token: float
     prefill_token: float
     prefill_pair: float
+    decode_noise: tuple[float, ...] = ()
+    prefill_noise: tuple[float, ...] = ()
 
     @functools.cached_property
     def _shape_s(self) -> dict[tuple[int, int, int], float]:
@@ -60,6 +64,15 @@ class StepModel:
             + self.prefill_token * work.prefill_tokens
             + self.prefill_pair * work.prefill_pairs
         )
+
+    def noise_of(self, work: StepWork) -> tuple[float, ...]:
+        """The factors of which such a step takes one, each as likely as the others."""
+        return self.prefill_noise if work.chunks else self.decode_noise
+
+    def mean_s(self, work: StepWork) -> float:
+        """Seconds of a step on average, noise included."""
+        noise = self.noise_of(work)
+        return self.seconds(work) * (sum(noise) / len(noise) if noise else 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,4 +100,8 @@ class EngineModel:
         fields = dict(fields)
         steps = dict(fields.pop("steps"))
         shapes = tuple((int(d), int(r), int(t), float(s)) for d, r, t, s in steps.pop("shapes"))
-        return cls(steps=StepModel(shapes=shapes, **steps), **fields)
+        decode_noise, prefill_noise = (
+            tuple(map(float, steps.pop(f"{name}_noise", ()))) for name in ("decode", "prefill")
+        )
+        model = StepModel(shapes=shapes, decode_noise=decode_noise, prefill_noise=prefill_noise, **steps)
+        return cls(steps=model, **fields)

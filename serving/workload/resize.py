@@ -6,25 +6,32 @@ from serving.workload.errors import TraceError
 from serving.workload.requests import Trace
 
 
-def shrink(trace: Trace, divisor: int) -> Trace:
+def shrink(trace: Trace, divisor: int, output_divisor: int | None = None) -> Trace:
     """Divides tokens and the block size, so that prompts share the same fraction of each other as before.
 
+    Outputs are divided by `output_divisor`, if one is given, for answers that are long beside their prompts.
+
     Raises:
-        TraceError: the block size is no multiple of `divisor`.
+        TraceError: the block size is no multiple of `divisor`, or a divisor is below 1.
     """
     if divisor < 1 or trace.block_size % divisor:
         raise TraceError(f"Blocks of {trace.block_size} tokens cannot be divided by {divisor}; use a divisor of that.")
-    if divisor == 1:
+    output_divisor = divisor if output_divisor is None else output_divisor
+    if output_divisor < 1:
+        raise TraceError(f"Outputs cannot be divided by {output_divisor}; use 1 or more.")
+    if divisor == output_divisor == 1:
         return trace
     requests = tuple(
         dataclasses.replace(
             request,
             input_tokens=-(-request.input_tokens // divisor),
-            output_tokens=max(1, round(request.output_tokens / divisor)),
+            output_tokens=max(1, round(request.output_tokens / output_divisor)),
         )
         for request in trace.requests
     )
     note = f"tokens were divided by {divisor}"
+    if output_divisor != divisor:
+        note += f", those of outputs by {output_divisor}"
     return dataclasses.replace(
         trace, requests=requests, block_size=trace.block_size // divisor, notes=(*trace.notes, note)
     )

@@ -134,6 +134,49 @@ def test_runs_of_steps_equal_single_steps(seed: int) -> None:
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
 
 
+def noisy(model: EngineModel, decode: tuple[float, ...], prefill: tuple[float, ...]) -> EngineModel:
+    return dataclasses.replace(
+        model, steps=dataclasses.replace(model.steps, decode_noise=decode, prefill_noise=prefill)
+    )
+
+
+def test_noise_of_one_factor_is_a_slower_engine() -> None:
+    """Drawn steps pass through the same events as even ones, interruptions and stalls included."""
+    trace = random_trace(random.Random(3), 80, 40.0)
+    requests = tuple(
+        dataclasses.replace(r, input_tokens=min(r.input_tokens, 700), block_ids=()) for r in trace.requests
+    )
+    trace = dataclasses.replace(trace, requests=requests)
+    model = engine_model(page_size=16, num_pages=1000, max_batch=8, token_budget=64, max_model_len=4096)
+    slower = dataclasses.replace(model, steps=StepModel(
+        tuple((*shape, 1.5 * seconds) for *shape, seconds in model.steps.shapes), 1.5e-4, 4.5e-6, 3e-5, 1.5e-8
+    ))  # fmt: skip
+    config = ClusterConfig(0, 0, coupled=1)
+    drawn = Simulation(config, performance_of(noisy(model, (1.5,), (1.5, 1.5)))).run(trace)
+    even = Simulation(config, performance_of(slower)).run(trace)
+    for one, other in zip(drawn.outcomes, even.outcomes, strict=True):
+        assert one.ttft_s == pytest.approx(other.ttft_s, rel=1e-9)
+        assert one.tbt_s == (None if other.tbt_s is None else pytest.approx(other.tbt_s, rel=1e-9))
+        assert one.finished_s == pytest.approx(other.finished_s, rel=1e-9)
+
+
+def test_steps_scatter_as_they_were_measured() -> None:
+    """A request alone: the mean of its longest tenth of gaps is that of the slowest tenth of the factors."""
+    model = engine_model(num_pages=4000, max_model_len=32_768)
+    model = dataclasses.replace(model, steps=dataclasses.replace(model.steps, decode_token=0.0))
+    model = noisy(model, (*[1.0] * 18, 3.0, 5.0), (1.0,))
+    trace = Trace("one", (TraceRequest(0, 0.0, 20, 20_000),))
+
+    def tbt(seed: int) -> float:
+        config = ClusterConfig(0, 0, coupled=1, conductor=ConductorConfig(seed=seed))
+        return Simulation(config, performance_of(model)).run(trace).outcomes[0].tbt_s or 0.0
+
+    even = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(noisy(model, (), ()))).run(trace).outcomes[0].tbt_s
+    assert tbt(0) == tbt(0)
+    assert tbt(0) != tbt(1)
+    assert tbt(0) == pytest.approx(4.0 * (even or 0.0), rel=0.1)
+
+
 def test_decoding_alone_is_one_event_whatever_its_length() -> None:
     model = engine_model(num_pages=1000, max_model_len=4096)
     requests = (TraceRequest(0, 0.0, 100, 2000), TraceRequest(1, 0.0, 50, 3000))
@@ -163,7 +206,7 @@ def test_an_engine_without_work_is_empty() -> None:
 
 
 def test_a_calibrated_engine_survives_its_file(tmp_path) -> None:
-    performance = performance_of(engine_model())
+    performance = performance_of(noisy(engine_model(), (0.9, 1.0, 1.4), (1.0,)))
     write_performance(tmp_path / "calibration.json", performance, {"command": "calibrate"})
     assert read_performance(tmp_path / "calibration.json") == performance
 
