@@ -18,10 +18,12 @@ from experiments.common.mesh_flags import MESH
 from experiments.common.process import with_huge_pages
 from model.checkpoints import CheckpointError
 from model.config import ConfigError
+from model.presets import PRESETS
 from model.sharding import MeshError
 from serving.engine import EngineError
 
 MODEL = flags.DEFINE_string("model", None, "HF folder; by default random weights in the shape of the peer table.")
+SHAPE = flags.DEFINE_enum("shape", None, sorted(PRESETS), "Random weights in the shape of a preset, without --model.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and KV.")
 PEER = flags.DEFINE_multi_enum("peer", [], ["transformers", "vllm"], "Engines to run beside ours; may be repeated.")
 BATCHES = common.define_integers("batches", [1, 8, 32], "Batch sizes for decode.")
@@ -35,6 +37,8 @@ CORES = flags.DEFINE_integer("cores", 1, "CPU cores that each engine may use.", 
 def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+    if MODEL.value and SHAPE.value:
+        raise app.UsageError("--model has a shape of its own; leave --shape out.")
     with_huge_pages()
     out = common.out_folder("bench_engine")
     meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
@@ -51,7 +55,7 @@ def main(argv: list[str]) -> None:
     )
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            rows = run_benchmark(workload, MODEL.value, PEER.value, scratch)
+            rows = run_benchmark(workload, MODEL.value, SHAPE.value, PEER.value, scratch)
     except (BenchmarkError, CheckpointError, ConfigError, EngineError, FileNotFoundError, MeshError) as error:
         raise SystemExit(str(error)) from error
     results.print_table(rows, title=f"engine speed, {DTYPE.value}, {CORES.value} core(s)")

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags, logging
 
-from experiments.common import attention_speed, results
+from experiments.common import attention_peers, attention_speed, results
 from experiments.common.flags import SEED, out_folder
 from experiments.common.process import with_huge_pages
 from model.kernels.paged_attention import IMPLEMENTATIONS
 
-_BACKENDS = ("auto", *IMPLEMENTATIONS, attention_speed.JAX_TRITON)
+_BACKENDS = ("auto", *IMPLEMENTATIONS, attention_speed.JAX_TRITON, *attention_peers.TORCH_PEERS)
 # On a CPU these are simulated, for tests.
 _HOMES = {"mosaic_gpu": "gpu", "pallas_tpu": "tpu"}
 

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from experiments.common import attention_peers
 from model.kernels.paged_attention import Blocks, paged_attention, scales_shape, tuning
 from model.kernels.paged_attention.problem import Problem, Ragged, pools_of, problem_of
 
@@ -240,6 +241,8 @@ def _matmul(dtype: str) -> Ceiling:
 
 def _prepared(backend: str, case: Case, batch: Batch, blocks: Blocks | None = None) -> Callable[[int], jax.Array]:
     """The attention of a batch by a backend, so many times in a row, each for what the last one gave."""
+    if backend in attention_peers.TORCH_PEERS:
+        return attention_peers.prepared(backend, batch, case.query_len)
     if backend == JAX_TRITON:
         batch, once = _jax_triton(case, batch)
     else:

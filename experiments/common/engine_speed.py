@@ -160,22 +160,29 @@ def run_transformers(folder: str, workload: Workload) -> list[Row]:
 
     torch.set_num_threads(workload.cores)
     torch.manual_seed(workload.seed)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, workload.dtype)).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, workload.dtype)).eval().to(device)
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     @torch.inference_mode()
-    def prefill(tokens: Any) -> Any:
-        return model(tokens, use_cache=True, logits_to_keep=1)
+    def prefill(prompts: list[list[int]]) -> Any:
+        out = model(torch.tensor(prompts, device=device), use_cache=True, logits_to_keep=1)
+        wait()
+        return out
 
     rows, speeds = [], []
     for repeat in range(workload.repeats + 1):
-        tokens = torch.tensor(workload.prompts(1, workload.prefill, repeat))
-        speeds.append(measure(workload.prefill, lambda tokens=tokens: prefill(tokens)))
+        prompts = workload.prompts(1, workload.prefill, repeat)
+        speeds.append(measure(workload.prefill, functools.partial(prefill, prompts)))
     rows.append(row("transformers", "prefill", 1, workload.prefill, speeds[1:]))
 
     for context in workload.contexts:
         for batch in workload.batches:
             # Prompts one by one, so that prefill needs no more memory than the cache that it leaves.
-            parts = [prefill(torch.tensor([p])) for p in workload.prompts(batch, context, 0)]
+            parts = [prefill([p]) for p in workload.prompts(batch, context, 0)]
             cache = parts[0].past_key_values
             for layer, *others in zip(*(part.past_key_values.layers for part in parts), strict=True):
                 layer.keys = torch.cat([layer.keys, *(other.keys for other in others)])
@@ -188,6 +195,7 @@ def run_transformers(folder: str, workload: Workload) -> list[Row]:
                 for _ in range(workload.steps):
                     out = model(state["tokens"], past_key_values=cache, use_cache=True)
                     state["tokens"] = out.logits[:, -1:].argmax(-1)
+                wait()
 
             speeds = [measure(batch * workload.steps, decode) for _ in range(workload.repeats)]
             rows.append(row("transformers", "decode", batch, context, speeds))
@@ -248,20 +256,27 @@ def _check(workload: Workload, peers: list[str]) -> None:
             raise BenchmarkError(f"--peer={peer} is not installed here; install {install} or leave it out.")
 
 
-def _random_checkpoint(folder: pathlib.Path, seed: int) -> str:
-    """An HF folder with random weights in the shape of the peer table."""
+def _random_checkpoint(folder: pathlib.Path, shape: str | None, dtype: str, seed: int) -> str:
+    """An HF folder with random weights in the shape of a preset, or of the peer table."""
     from flax import nnx
 
     from model.checkpoints import save_hf
     from model.config import ModelConfig
+    from model.presets import PRESETS
     from model.transformer import Transformer
 
-    save_hf(folder, Transformer(ModelConfig.from_hf(PEER_TABLE_MODEL), nnx.Rngs(seed)))
+    config = ModelConfig.from_hf(PEER_TABLE_MODEL) if shape is None else PRESETS[shape]
+    save_hf(folder, Transformer(config, nnx.Rngs(seed), "float32" if shape is None else dtype))
     return str(folder)
 
 
-def run_benchmark(workload: Workload, folder: str | None, peers: list[str], scratch: str) -> list[Row]:
-    """Rows of our engine and of `peers`, with `peer_ratio` (ours over theirs, per core-second) on the peers' rows."""
+def run_benchmark(
+    workload: Workload, folder: str | None, shape: str | None, peers: list[str], scratch: str
+) -> list[Row]:
+    """Rows of our engine and of `peers`, with `peer_ratio` (ours over theirs, per core-second) on the peers' rows.
+
+    The weights are those of an HF folder, or random ones in the shape of a preset, or of the peer table.
+    """
     _check(workload, peers)
     spawn = multiprocessing.get_context("spawn")
 
@@ -270,7 +285,7 @@ def run_benchmark(workload: Workload, folder: str | None, peers: list[str], scra
             return pool.submit(function, *arguments).result()
 
     if folder is None:
-        folder = isolated(_random_checkpoint, pathlib.Path(scratch) / "model", workload.seed)
+        folder = isolated(_random_checkpoint, pathlib.Path(scratch) / "model", shape, workload.dtype, workload.seed)
     rows: list[Row] = []
     ours: dict[tuple[str, int, int], float] = {}
     for engine in (progress := tqdm(["halfmoon", *peers], desc="engines")):
