@@ -2,7 +2,8 @@
 
 Every line is checked as if nobody had before: the symbols, number and lengths of its sequences, its value in rational
 arithmetic, the class it names. The first bad line ends the run with its number, what is wrong with it, and exit status
-1. Catalogues that pass are counted: lines, distinct codes, classes, hits, and the best value of each problem.
+1. Catalogues that pass are counted: lines, distinct codes, classes, hits, and the best value of each problem; a record
+is an SIR above the best known one of its length.
 """
 
 import collections
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from experiments.common.flags import SEED, out_folder
 from experiments.common.results import print_table, start_meta, write_result
 from gan import catalogue
+from gan.sequences.known import is_record
 
 
 def _entries(paths: Sequence[str]) -> Iterator[catalogue.Entry]:
@@ -27,6 +29,7 @@ def _entries(paths: Sequence[str]) -> Iterator[catalogue.Entry]:
 
 def _row(problem: str, entries: Sequence[catalogue.Entry]) -> dict[str, Any]:
     hits = [entry for entry in entries if entry.problem.is_hit(entry.value)]
+    best = max(entries, key=lambda entry: entry.value)
     return {
         "problem": problem,
         "lines": len(entries),
@@ -34,7 +37,8 @@ def _row(problem: str, entries: Sequence[catalogue.Entry]) -> dict[str, Any]:
         "classes": len({entry.class_id for entry in entries}),
         "hits": len(hits),
         "classes of hits": len({entry.class_id for entry in hits}),
-        "best": max(entry.value for entry in entries),
+        "best": best.value,
+        "record": best.problem.name == "mmf" and is_record(best.problem.length, best.value),
     }
 
 

@@ -19,16 +19,15 @@ def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_small_page_has_all_tables_within_their_budgets(tmp_path: pathlib.Path) -> None:
     done = run(
         tmp_path,
-        *("--method=hpgan,random", "--budget=1000"),
+        *("--method=random", "--budget=1000"),
         *("--held_out=ob_zcp:7", "--held_out_budget=1000", "--held_out_steps=20"),
         *("--ablation_length=7", "--ablation_budget=1000", "--codec=rank1", "--loss=ns"),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
-    assert [row["verdict"] for row in result["rows"][:2]] == ["reproduced", "reproduced"]
-    assert {row["paper"] for row in result["rows"]} == {10.98, 33.45, 4.0, 4e7}
+    assert [row["verdict"] for row in result["rows"]] == ["reproduced", "reproduced"]  # the two benchmark codes
     held_out = result["totals"]["held_out"]
-    assert [row["method"] for row in held_out] == ["GAN, the paper's", "GAN, rank-1 and guided", "hpgan", "random"]
+    assert [row["method"] for row in held_out] == ["GAN, the paper's", "GAN, rank-1 and guided", "random"]
     assert {row["evaluations"] for row in held_out} == {1000}  # 20 updates with guidance would have cost 5,120
     assert [row["guidance"] for row in result["totals"]["ablation"]] == [0.0, 1.0]
     assert all(row["evaluations"] <= 1000 for row in result["totals"]["ablation"])
@@ -41,9 +40,7 @@ def test_a_small_page_has_all_tables_within_their_budgets(tmp_path: pathlib.Path
     ("argument", "message"),
     [
         ("--part=tables", "--part=tables is unknown"),
-        ("--held_out=mmf:59", "--held_out=mmf:59: write ob_zcp:N"),
         ("--held_out=ob_zcp:8", "--held_out=ob_zcp:8: `length` is 8"),
-        ("--loss=hinge", "--loss=hinge is unknown"),
     ],
 )
 def test_bad_input_is_refused_by_name(tmp_path: pathlib.Path, argument: str, message: str) -> None:

@@ -43,6 +43,15 @@ def test_a_catalogue_that_holds_is_counted(tmp_path: pathlib.Path, path: pathlib
     pairs, codes = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
     assert [pairs[name] for name in ("lines", "distinct", "classes", "hits", "best")] == [97, 96, 2, 97, 0.0]
     assert [codes[name] for name in ("lines", "distinct", "classes", "hits", "best")] == [1, 1, 1, 1, 37.0]
+    assert not pairs["record"]
+    assert not codes["record"]  # Barker's code is as good as the table, not better
+
+
+def test_every_code_that_ships_is_a_record(tmp_path: pathlib.Path) -> None:
+    done = verify(tmp_path, ROOT / "experiments" / "assets" / "mmf_codes.jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
+    assert all(row["record"] and row["lines"] == 1 for row in rows)
 
 
 def _flip(line: dict[str, Any]) -> None:
