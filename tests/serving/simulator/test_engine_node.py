@@ -244,3 +244,27 @@ def test_what_the_engine_refuses_the_simulator_rejects() -> None:
         assert served == [model.fits(request.input_tokens, request.output_tokens) for request in requests]
         assert result.rejections == {"request too long": served.count(False)}
         assert 0 < sum(served) < len(served)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_of_an_engine_that_dies_go_on_elsewhere(seed: int) -> None:
+    trace = random_trace(random.Random(seed), 150, 40.0)
+    model = engine_model(page_size=16, num_pages=2000, max_batch=8, token_budget=512, max_model_len=32_768)
+    config = ClusterConfig(
+        0,
+        0,
+        coupled=3,
+        conductor=ConductorConfig(placement="cache_aware"),
+        failures=((0.5, 1), (1.5, 2), (2.5, 1)),
+        joins=((1.0, 1), (3.0, 2)),
+    )
+    simulation = Simulation(config, performance_of(model))
+    result = simulation.run(trace)
+    assert result.reruns > 0
+    for outcome, request in zip(result.outcomes, trace.requests, strict=True):
+        assert (outcome.outcome, outcome.output_tokens) == (COMPLETED, request.output_tokens)
+        if outcome.tbt_s is not None and outcome.ttft_s is not None:
+            assert outcome.ttft_s + outcome.tbt_s <= outcome.finished_s - outcome.arrival_s + 1e-9
+    assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
+    for node in simulation.decode:
+        assert (node.assigned, node.assigned_tokens, node.present, node.present_tokens) == (0, 0, 0, 0)
