@@ -33,7 +33,8 @@ class ClusterView:
         prefill, decode: instances by index; those that left keep their place.
         prefill_order: prefill instances by the time at which their queue ends.
         decode_order: decode instances by predicted TBT.
-        directory: holders of blocks, by prefill index.
+        directory: holders of blocks, by prefill index; of two tiers where `slow_token` is not 0.
+        slow_token: seconds per token of KV to read it from the second tier, layer by layer behind prefill.
         block_size: tokens per block.
         coupled: each instance decodes what it prefilled; indices are those of one pool.
     """
@@ -42,6 +43,7 @@ class ClusterView:
     decode: list[DecodeInstance]
     block_size: int
     coupled: bool = False
+    slow_token: float = 0.0
     prefill_order: LoadOrder = dataclasses.field(default_factory=LoadOrder)
     decode_order: LoadOrder = dataclasses.field(default_factory=LoadOrder)
     directory: PrefixIndex = dataclasses.field(default_factory=PrefixIndex)
@@ -65,6 +67,31 @@ class Choice:
 PlacementPolicy = Callable[[ClusterView, TimeModel, SchedulableRequest, float, float], Choice]
 
 
+def _no_read_s(index: int, tokens: int) -> float:
+    """Where nothing is on a slow tier."""
+    del index, tokens
+    return 0.0
+
+
+def _slow_reads(view: ClusterView, request: SchedulableRequest) -> Callable[[int, int], float]:
+    """Seconds that a holder takes to read its first so many tokens, as far as they are on its slow tier.
+
+    A holder has the beginning of a prompt in its fast tier, for that was used by more prompts; what is behind the first
+    gap counts as slow.
+    """
+    if not view.slow_token:
+        return _no_read_s
+    fast = view.directory.match(request.block_ids, tier=0)
+
+    def read_s(index: int, tokens: int) -> float:
+        for depth, mask in fast:
+            if mask >> index & 1:
+                return max(0, tokens - depth * view.block_size) * view.slow_token
+        return tokens * view.slow_token
+
+    return read_s
+
+
 def _local(
     view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float, i: int
 ) -> Choice:
@@ -75,7 +102,7 @@ def _local(
             blocks = depth
             break
     reused = min(blocks * view.block_size, request.input_tokens - 1)
-    prefill_s = costs.prefill_s(request.input_tokens, reused)
+    prefill_s = max(costs.prefill_s(request.input_tokens, reused), _slow_reads(view, request)(i, reused))
     queue_s = view.prefill[i].queue_s(now, order)
     return Choice(i, reused, None, 0, queue_s, 0.0, prefill_s, queue_s + prefill_s)
 
@@ -133,7 +160,7 @@ def marginal(longest_pressure: float = 4.0) -> PlacementPolicy:
 class _Search:
     """One request's candidates: few enough to look at, yet never missing the best."""
 
-    __slots__ = ("costs", "groups", "holders", "now", "order", "request", "view")
+    __slots__ = ("costs", "groups", "holders", "now", "order", "read_s", "request", "view")
 
     def __init__(
         self, view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float
@@ -144,13 +171,14 @@ class _Search:
         self.groups = [
             (min(depth * view.block_size, cap), mask) for depth, mask in view.directory.match(request.block_ids) if live
         ]
+        self.read_s = _slow_reads(view, request)
         self.holders = [*itertools.islice(members(self.groups[0][1]), _SOURCES)] if self.groups else []
 
     def candidates(self) -> Iterator[tuple[int, int]]:
         """(instance, matched tokens), the longest match first.
 
         Instances of equal match, none included, differ by their queue alone, so of a large group only the least loaded
-        count.
+        count. (By their slow tiers too, but of a large group that is not searched for.)
         """
         live, matched = self.view.prefill_order, 0
         for tokens, mask in self.groups:
@@ -169,6 +197,13 @@ class _Search:
         wait_s, index = min((instance.pull_wait_s(self.now, index), index) for index in self.holders)
         return index, wait_s
 
+    def pull_s(self, instance: PrefillInstance, matched: int, longest: int) -> tuple[int, float]:
+        """The holder to pull what follows the local match from, and the seconds until that is here."""
+        source, wait_s = self.source(instance)
+        sent_s = wait_s + self.costs.transfer_s(longest - matched)
+        # It sends layer by layer as it reads.
+        return source, max(sent_s, self.read_s(source, longest) - self.read_s(source, matched))
+
     def best(self, threshold: float, adaptive: bool, pressure: float) -> Choice:
         tokens, prefill, costs = self.request.input_tokens, self.view.prefill, self.costs
         longest = self.groups[0][0] if self.groups else 0
@@ -179,19 +214,19 @@ class _Search:
             queue_s = instance.queue_s(self.now, self.order)
             pull = longest > matched and (adaptive or longest > threshold * matched)
             if not pull or adaptive:
-                prefill_s = costs.prefill_s(tokens, matched)
+                prefill_s = max(costs.prefill_s(tokens, matched), self.read_s(index, matched))
                 cost = queue_s + prefill_s * (1 + pressure)
                 if cost < least:
                     least, found = cost, Choice(index, matched, None, 0, queue_s, 0.0, prefill_s, queue_s + prefill_s)
             if pull and queue_s + whole_s * (1 + pressure) < least:
-                source, wait_s = self.source(instance)
-                pull_s = wait_s + costs.transfer_s(longest - matched)
+                source, pull_s = self.pull_s(instance, matched, longest)
                 ready_s = max(queue_s, pull_s) if adaptive else queue_s + pull_s
-                cost = ready_s + whole_s * (1 + pressure)
+                prefill_s = max(whole_s, self.read_s(index, matched))
+                cost = ready_s + prefill_s * (1 + pressure)
                 if cost < least:
                     least = cost
                     found = Choice(
-                        index, longest, source, longest - matched, queue_s, pull_s, whole_s, ready_s + whole_s
+                        index, longest, source, longest - matched, queue_s, pull_s, prefill_s, ready_s + prefill_s
                     )
         if found is None:
             raise ConductorError("No prefill instance is left; add one before scheduling.")

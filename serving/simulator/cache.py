@@ -15,8 +15,10 @@ class NodeCache:
         self._host = eviction_policy(eviction, max(1, host_blocks))
         self._ssd = eviction_policy(eviction, max(1, ssd_blocks))
 
-    def touch(self, blocks: Sequence[Hashable], now: float) -> list[Hashable]:
-        """Puts a prompt's blocks into host memory, and returns blocks that left the node for good."""
+    def touch(self, blocks: Sequence[Hashable], now: float) -> tuple[list[Hashable], list[Hashable]]:
+        """Puts a prompt's blocks into host memory. Returns blocks that went to SSD for them, and those that left the
+        node for good, some of the former perhaps among them.
+        """
         host, ssd = self._host, self._ssd
         if len(ssd):
             for block in blocks:
@@ -24,13 +26,13 @@ class NodeCache:
                     ssd.remove(block)
         evicted = host.admit(blocks, now)
         if not self._ssd_limit:
-            return evicted
+            return [], evicted
         lost = []
         for block in evicted:
             if len(ssd) == self._ssd_limit:
                 lost.append(ssd.evict())
             ssd.insert(block, now)
-        return lost
+        return evicted, lost
 
     def on_ssd(self, blocks: Iterable[Hashable]) -> int:
         """How many of `blocks` are on SSD only."""

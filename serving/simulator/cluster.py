@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from kvcache.prefix_index import PrefixIndex
 from serving.conductor import ClusterView, Conductor, Placement, PrefillReport, Rejection
 from serving.conductor.pipeline import PipelineTimeModel
 from serving.conductor.roles import DECODE, PREFILL
@@ -87,6 +88,8 @@ class Simulation:
             self._store = RemoteStore(len(self.nics), cache, nic, performance)
             self.nics.append(nic)
         self.view = ClusterView([*self.prefill], [*self.decode], 512, coupled=bool(coupled))
+        if config.ssd_blocks and not self._engines:
+            self.view.directory, self.view.slow_token = PrefixIndex(2), performance.ssd_token / config.cpp
         for node in range(config.instances):
             joins = [seconds for seconds, other in config.joins if other == node]
             failures = [seconds for seconds, other in config.failures if other == node]
@@ -219,14 +222,23 @@ class Simulation:
         if placement.source is not None:
             self._pull(flight, placement.source, now)
         if request.block_ids and self.config.host_blocks:
-            directory = self.view.directory
-            directory.add(node.index, request.block_ids)
-            if lost := node.cache.touch(request.block_ids, now):
-                directory.remove(node.index, lost)
+            self._keep(node.index, node.cache, request, now)
         decode = self.decode[placement.decode]
         self.view.decode_order.set(decode.index, decode.assign(flight, 1))
         node.enqueue(flight, now)
         self._rank(node)
+
+    def _keep(self, index: int, cache: NodeCache, request: TraceRequest, now: float) -> None:
+        """Puts a prompt's blocks into a node's cache, and tells the directory what that moved."""
+        directory = self.view.directory
+        directory.add(index, request.block_ids)
+        demoted, lost = cache.touch(request.block_ids, now)
+        if self.config.ssd_blocks:
+            directory.remove(index, request.block_ids, tier=1)
+            directory.add(index, demoted, tier=1)
+            directory.remove(index, demoted, tier=0)
+        if lost:
+            directory.remove(index, lost)
 
     def _pull(self, flight: Flight, source: int, now: float) -> None:
         """Has another holder send a prefix; what it keeps on SSD it must read first, layer by layer as it sends."""

@@ -25,5 +25,5 @@ class RemoteStore:
             transfer(sender, self.nic, self._performance.costs.transfer_s(tokens), now)
             self.written_tokens += tokens
         directory.add(self.index, blocks)
-        if lost := self.cache.touch(blocks, now):
+        if lost := self.cache.touch(blocks, now)[1]:
             directory.remove(self.index, lost)

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from kvcache.prefix_index import PrefixIndex
 from serving.conductor import ClusterView
 from serving.conductor.errors import ConductorError
 from serving.conductor.placement import Choice, kvcache_centric, placement_policy
@@ -107,3 +108,30 @@ def test_wrong_settings_are_refused() -> None:
         placement_policy("best")
     with pytest.raises(ConductorError, match="at least 1"):
         placement_policy("kvcache_centric", threshold=0.5)
+
+
+def slow_view(busy_s: list[float], held: list[tuple[range, range]], slow_token: float) -> ClusterView:
+    """Instances with a prefix in memory and what follows it on a slow tier."""
+    view = view_of(busy_s, [range(0)] * len(held))
+    view.directory, view.slow_token = PrefixIndex(2), slow_token
+    for i, tiers in enumerate(held):
+        for tier, blocks in enumerate(tiers):
+            view.directory.add(i, blocks, tier=tier)
+    return view
+
+
+def test_what_is_on_a_slow_tier_counts_with_the_time_to_read_it() -> None:
+    fast, slow = (range(8), range(0)), (range(2), range(2, 8))
+    # Reading 6 blocks takes 3 s, which is more than computing 8.
+    view = slow_view([0.1, 0.0], [fast, slow], slow_token=3.0 / (6 * 512))
+    choice = place("cache_aware", view, 9)
+    assert (choice.index, choice.reused_tokens) == (0, 8 * 512)
+    assert choice.ttft_s == pytest.approx(0.1 + COSTS.prefill_s(9 * 512, 8 * 512))
+    # Without a queue, equal matches are not equal: memory is faster.
+    assert place("cache_aware", slow_view([0.0, 0.0], [slow, fast], 3.0 / (6 * 512)), 9).index == 1
+    only_slow = place("least_loaded", slow_view([0.0], [slow], 3.0 / (6 * 512)), 9)
+    assert only_slow.prefill_s == pytest.approx(3.0)
+    # Pulled from a peer, it is read there before it can be sent.
+    pulled = place("kvcache_centric", slow_view([60.0, 0.0], [slow, (range(0), range(0))], 1.0 / (6 * 512)), 9)
+    assert (pulled.index, pulled.source) == (1, 0)
+    assert pulled.pull_s == pytest.approx(1.0)

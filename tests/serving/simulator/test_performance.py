@@ -66,12 +66,12 @@ def test_two_pulls_from_one_sender_take_twice_as_long_as_one() -> None:
 
 def test_host_overflows_to_ssd_and_a_prefix_always_survives() -> None:
     cache = NodeCache(host_blocks=4, ssd_blocks=2)
-    assert cache.touch([1, 2, 3], 0.0) == []
-    assert cache.touch([11, 12, 13], 1.0) == []
+    assert cache.touch([1, 2, 3], 0.0) == ([], [])
+    assert cache.touch([11, 12, 13], 1.0)[1] == []
     assert cache.on_ssd([1, 2, 3]) == 2
     # The deepest blocks left first.
     assert cache.on_ssd([1]) == 0
-    assert cache.touch([21, 22], 2.0) == [3, 2]
+    assert cache.touch([21, 22], 2.0)[1] == [3, 2]
     assert cache.on_ssd([1, 13]) == 2
 
 

@@ -106,6 +106,21 @@ def test_hits_of_all_tiers_are_the_hits(seed: int) -> None:
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_directory_knows_what_is_on_which_ssd(seed: int) -> None:
+    trace = random_trace(random.Random(seed), 200, 8.0)
+    simulation = Simulation(ClusterConfig(3, 1, host_blocks=60, ssd_blocks=100, failures=((9.0, 1),)), A800)
+    simulation.run(trace)
+    directory = simulation.view.directory
+    on_ssd = 0
+    for block in {block for request in trace.requests for block in request.block_ids}:
+        for node, cache in enumerate(simulation.caches[:3]):
+            assert directory.holders(block, tier=1) >> node & 1 == cache.on_ssd([block])
+            on_ssd += cache.on_ssd([block])
+        assert not directory.holders(block, tier=0) & directory.holders(block, tier=1)
+    assert on_ssd > 0
+
+
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(SimulatorError, match="which can pull"):
         ClusterConfig(0, 0, coupled=2, store_blocks=100)
