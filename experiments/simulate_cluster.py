@@ -110,7 +110,9 @@ def _config(block_size: int) -> ClusterConfig:
 def _totals(result: SimulationResult, price_per_hour: float, started_cpu_s: float) -> dict[str, Any]:
     prompt_tokens = sum(outcome.input_tokens for outcome in result.outcomes if outcome.ttft_s is not None)
     prefills = sum(outcome.ttft_s is not None for outcome in result.outcomes)
-    return totals(result.outcomes, TTFT_SLO_S.value, TBT_SLO_S.value) | {
+    summary = totals(result.outcomes, TTFT_SLO_S.value, TBT_SLO_S.value)
+    hours = summary["duration_s"] / 3600
+    return summary | {
         "prefill_time_s_mean": result.prefill_s / max(1, prefills),
         "wasted_prefill_s": result.wasted_prefill_s,
         "hit_rate_by_tier": {tier: tokens / max(1, prompt_tokens) for tier, tokens in result.hits_by_tier.items()},
@@ -120,6 +122,7 @@ def _totals(result: SimulationResult, price_per_hour: float, started_cpu_s: floa
         "reruns": result.reruns,
         "node_hours": result.node_hours,
         "cost": result.node_hours * price_per_hour,
+        "cost_per_hour": result.node_hours * price_per_hour / hours if hours else 0.0,
         "events": result.events,
         "cpu_s": time.process_time() - started_cpu_s,
     }
