@@ -1,4 +1,4 @@
-"""`linear` for few rows on AVX-512 CPUs, by the C++ kernel of `cpu_kernels.cc`."""
+"""`linear` for few rows on CPUs with AVX-512 or AVX2, by the C++ kernel of `cpu_kernels.cc`."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax.sharding import AxisType
 from model.kernels.paged_attention import cpu_library
 from model.kernels.paged_attention.manual import result_type, vary_alike
 
-# Elements per 512-bit vector: a row of the weight holds whole vectors.
+# Elements per line of the caches: a row of the weight holds whole lines.
 _LANES = {"float32": 16, "bfloat16": 32}
 
 

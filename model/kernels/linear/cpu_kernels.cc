@@ -1,7 +1,7 @@
-// A few rows times a weight on AVX-512 CPUs, as an XLA FFI handler: out[m, n] = sum over k of x[m, k] * weight[n, k].
+// A few rows times a weight on CPUs, as an XLA FFI handler: out[m, n] = sum over k of x[m, k] * weight[n, k].
 //
 // With few rows the time goes into reading the weight, once, so the weight is neither packed nor copied, and while the
-// arithmetic of eight weight rows runs, the next eight are prefetched. A tile keeps 16 dot products in registers. The
+// arithmetic of eight weight rows runs, the next eight are prefetched. A tile keeps kLanes dot products in registers. The
 // sum of a row runs in the same order whatever other rows there are: results do not depend on the batch, bit for bit.
 // Where the CPU has AMX, bfloat16 takes its tile products instead, 16 columns by 16 rows of x, to the same end.
 
@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "../parallel_for.h"
-#include "../sums.h"
+#include "../simd.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -25,39 +25,20 @@ namespace {
 
 constexpr int64_t kDepth = 1024;       // a slice of k: eight weight rows and as many of x stay in L2
 constexpr int kColumns = 8;            // weight rows that go together
+constexpr int kLineBytes = 64;         // of the caches, and what a row is a multiple of
 constexpr int64_t kTaskBytes = 1 << 17;
 constexpr int64_t kAloneBytes = 1 << 18;  // a smaller weight is not worth waking a thread
 
-struct BF16 { uint16_t bits; };
+using halfmoon::BF16;
+using halfmoon::Floats;
+using halfmoon::kLanes;
 
-template <typename T>
-struct Simd;
+// One register of numbers to multiply.
+inline Floats LoadFactors(const float* p) { return halfmoon::Load(p); }
+inline halfmoon::Pairs LoadFactors(const BF16* p) { return halfmoon::LoadPairs(p); }
 
-template <>
-struct Simd<float> {
-  static constexpr int kLanes = 16;
-  using Vector = __m512;
-  static Vector Load(const float* p) { return _mm512_loadu_ps(p); }
-  static __m512 MultiplyAdd(__m512 sum, Vector a, Vector b) { return _mm512_fmadd_ps(a, b, sum); }
-};
-
-template <>
-struct Simd<BF16> {
-  static constexpr int kLanes = 32;
-#ifdef __AVX512BF16__
-  using Vector = __m512bh;
-  static Vector Load(const BF16* p) { return (__m512bh)_mm512_loadu_si512(p); }
-  static __m512 MultiplyAdd(__m512 sum, Vector a, Vector b) { return _mm512_dpbf16_ps(sum, a, b); }
-#else
-  using Vector = __m512i;
-  static Vector Load(const BF16* p) { return _mm512_loadu_si512(p); }
-  static __m512 Odd(Vector x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000))); }
-  static __m512 Even(Vector x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
-  static __m512 MultiplyAdd(__m512 sum, Vector a, Vector b) {
-    return _mm512_fmadd_ps(Odd(a), Odd(b), _mm512_fmadd_ps(Even(a), Even(b), sum));
-  }
-#endif
-};
+// How many weight rows, of NR, share a tile with MR rows of x: as many as there are sums, one for each lane of a vector.
+constexpr int TileColumns(int nr, int mr) { return nr * mr <= kLanes ? nr : TileColumns(nr / 2, mr); }
 
 template <typename T>
 struct Operands {
@@ -66,46 +47,50 @@ struct Operands {
   int64_t rows, size, columns;  // x [rows, size], weight [columns, size], out [rows, columns]
 };
 
-// NR * MR <= 16 dot products of `depth` elements from (m, n, k) on. Each of the ceil(rows / 4) tiles that share the
+// NR * MR <= kLanes dot products of `depth` elements from (m, n, k) on. Each of the ceil(rows / 4) tiles that share the
 // weight rows prefetches its part of the next ones, so that memory and arithmetic overlap; a line too much is harmless.
 template <typename T, int NR, int MR>
 inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t depth) {
-  using S = Simd<T>;
+  constexpr int kStep = kLanes * sizeof(float) / sizeof(T);
   const int64_t size = o.size;
   const T *x = o.x + m * size + k, *weight = o.weight + n * size + k;
   const int shift = o.rows <= 4 ? 0 : o.rows <= 8 ? 1 : 2;
   const T* ahead = weight + kColumns * size + (m / 4) * (depth >> shift);
-  __m512 sums[16];
-  for (__m512& sum : sums) sum = _mm512_setzero_ps();
-  for (int64_t i = 0; i < depth; i += S::kLanes) {
-    typename S::Vector xs[MR];
-    for (int r = 0; r < MR; ++r) xs[r] = S::Load(x + r * size + i);
+  Floats sums[kLanes];
+  for (Floats& sum : sums) sum = halfmoon::Zero();
+  for (int64_t i = 0; i < depth; i += kStep) {
+    decltype(LoadFactors(x)) xs[MR];
+    for (int r = 0; r < MR; ++r) xs[r] = LoadFactors(x + r * size + i);
     for (int c = 0; c < NR; ++c) {
       _mm_prefetch(reinterpret_cast<const char*>(ahead + c * size + (i >> shift)), _MM_HINT_T0);
-      const typename S::Vector w = S::Load(weight + c * size + i);
-      for (int r = 0; r < MR; ++r) sums[r * NR + c] = S::MultiplyAdd(sums[r * NR + c], w, xs[r]);
+      const auto w = LoadFactors(weight + c * size + i);
+      for (int r = 0; r < MR; ++r) sums[r * NR + c] = halfmoon::MultiplyAdd(w, xs[r], sums[r * NR + c]);
     }
   }
-  alignas(64) float dots[16];
-  _mm512_store_ps(dots, halfmoon::Sums(sums));
+  alignas(64) float dots[kLanes];
+  halfmoon::Store(dots, halfmoon::Sums(sums));
   for (int r = 0; r < MR; ++r) {
     float* out = o.out + (m + r) * o.columns + n;
     for (int c = 0; c < NR; ++c) out[c] = k > 0 ? out[c] + dots[r * NR + c] : dots[r * NR + c];
   }
 }
 
+// MR rows of x times NR weight rows.
+template <typename T, int NR, int MR>
+inline void Tiles(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t depth) {
+  constexpr int kTogether = TileColumns(NR, MR);
+  for (int c = 0; c < NR; c += kTogether) Tile<T, kTogether, MR>(o, m, n + c, k, depth);
+}
+
 // All rows of x times NR weight rows, from k on.
 template <typename T, int NR>
 inline void Rows(const Operands<T>& o, int64_t n, int64_t k, int64_t depth) {
-  constexpr int kHalf = NR > 4 ? NR / 2 : NR;
   int64_t m = 0;
-  for (; m + 4 <= o.rows; m += 4)
-    for (int c = 0; c < NR; c += kHalf) Tile<T, kHalf, 4>(o, m, n + c, k, depth);
+  for (; m + 4 <= o.rows; m += 4) Tiles<T, NR, 4>(o, m, n, k, depth);
   switch (o.rows - m) {
-    case 1: return Tile<T, NR, 1>(o, m, n, k, depth);
-    case 2: return Tile<T, NR, 2>(o, m, n, k, depth);
-    case 3:
-      for (int c = 0; c < NR; c += kHalf) Tile<T, kHalf, 3>(o, m, n + c, k, depth);
+    case 1: return Tiles<T, NR, 1>(o, m, n, k, depth);
+    case 2: return Tiles<T, NR, 2>(o, m, n, k, depth);
+    case 3: return Tiles<T, NR, 3>(o, m, n, k, depth);
   }
 }
 
@@ -242,7 +227,7 @@ ffi::Error RunBlocks(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::
                      const int32_t* which, float* out) {
   const auto xd = x.dimensions(), wd = weights.dimensions();
   const int64_t rows = xd[1], size = xd[2], columns = wd[1];
-  if (size % Simd<T>::kLanes) return ffi::Error::InvalidArgument("linear: unsupported size");
+  if (size % (kLineBytes / sizeof(T))) return ffi::Error::InvalidArgument("linear: unsupported size");
   for (int64_t block = 0; block < xd[0]; ++block) {
     const int64_t weight = std::clamp<int64_t>(which[block], 0, wd[0] - 1);
     Run<T>(pool, {static_cast<const T*>(x.untyped_data()) + block * rows * size,

@@ -1,4 +1,4 @@
-"""Paged attention and the KV write on AVX-512 CPUs, by the C++ kernels of `cpu_kernels.cc`."""
+"""Paged attention and the KV write on CPUs with AVX-512 or AVX2, by the C++ kernels of `cpu_kernels.cc`."""
 
 import jax
 import jax.numpy as jnp

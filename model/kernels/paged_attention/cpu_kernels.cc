@@ -1,9 +1,9 @@
-// Paged attention and the KV write for AVX-512 CPUs, as XLA FFI handlers that run on XLA's own thread pool.
+// Paged attention and the KV write for CPUs, as XLA FFI handlers that run on XLA's own thread pool.
 //
 // One task is some queries of one row on one KV head. It walks the row's keys in tiles of 64: scores and weighted values
 // are two small matrix products, and the softmax between them is online. For many queries the tile's keys are first
 // transposed (and widened to float32) into a buffer in L1; for few, as in decoding, that would cost more than the
-// products, so each score is a dot product, sixteen at a time.
+// products, so each score is a dot product, as many at a time as a vector has lanes.
 // bfloat16 queries and pools are not widened: where the CPU has AMX they take its tile products, else where it has
 // AVX-512 BF16 the products of pairs.
 // Reads touch exactly the keys attended: nothing past a row's length is ever loaded.
@@ -21,101 +21,65 @@
 #include <vector>
 
 #include "../parallel_for.h"
-#include "../sums.h"
+#include "../simd.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kTile = 64;        // keys per tile: four vectors of scores
+using halfmoon::BF16;
+using halfmoon::F16;
+using halfmoon::F8E4M3;
+using halfmoon::F8E5M2;
+using halfmoon::Fill;
+using halfmoon::Floats;
+using halfmoon::kLanes;
+using halfmoon::Load;
+using halfmoon::Mask;
+using halfmoon::Mul;
+using halfmoon::MultiplyAdd;
+using halfmoon::Store;
+using halfmoon::Zero;
+
+constexpr int kTile = 64;        // keys per tile
 constexpr int kMaxHeadDim = 256;
 constexpr int kMaxRows = 96;     // query tokens times query heads of one task
 constexpr int kFewRows = 8;      // up to so many, scores are dot products
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-// ---- storage types -------------------------------------------------------------------------------------------------
+// ---- products ------------------------------------------------------------------------------------------------------
 
-struct BF16 { uint16_t bits; };
-struct F16 { uint16_t bits; };
-struct F8E4M3 { uint8_t bits; };
-struct F8E5M2 { uint8_t bits; };
+// Vectors of sums that stay in registers, beside a broadcast and what it multiplies.
+constexpr int kSums = halfmoon::kRegisters * 3 / 4;
 
-inline __m512 Load16(const float* p) { return _mm512_loadu_ps(p); }
-inline __m512 Load16(const BF16* p) {
-  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-}
-inline __m512 Load16(const F16* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-inline __m512 Load16(const int8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-}
-inline __m512 Load16(const F8E5M2* p) {  // the upper half of a float16
-  const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm512_cvtph_ps(_mm256_slli_epi16(x, 8));
-}
-inline __m512 Load16(const F8E4M3* p) {  // a float16 with its exponent bias 8 too low
-  const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x80)), 8);
-  const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x7f)), 7);
-  return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0f));
+// How many of NV vectors of each of `rows` rows are summed at a time: the largest divisor that fits.
+constexpr int SumsPerRow(int rows, int vectors, int most = kSums) {
+  return vectors % most == 0 && rows * most <= kSums ? most : SumsPerRow(rows, vectors, most - 1);
 }
 
-inline void Store16(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
-inline void Store16(F16* p, __m512 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-}
-inline void Store16(BF16* p, __m512 x) {  // round to nearest even; the values are finite
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-}
-
-// ---- arithmetic ----------------------------------------------------------------------------------------------------
-
-// exp(x) for x <= 0, to 2 ulp or so; 0 for -inf.
-inline __m512 Exp(__m512 x) {
-  const __m512 y = _mm512_max_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896f)), _mm512_set1_ps(-160.0f));
-  const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(y, whole);
-  __m512 p = _mm512_set1_ps(1.5403530e-4f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, whole);
-}
-
-// cap * tanh(x / cap)
-inline __m512 SoftCap(__m512 x, float cap) {
-  const __m512 twice = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(-2.0f / cap));
-  const __m512 e = Exp(twice);
-  const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 t = _mm512_mul_ps(_mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e)), _mm512_set1_ps(cap));
-  return _mm512_mask_sub_ps(t, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps(), t);
-}
-
-// C[MR, NV*16] (+)= A[MR, depth] B[depth, NV*16], all float32 and row-major.
+// C[MR, NV*kLanes] (+)= A[MR, depth] B[depth, NV*kLanes], all float32 and row-major.
 template <int MR, int NV, bool kAdd>
 inline void Micro(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int depth) {
-  __m512 sum[MR][NV];
+  constexpr int kPart = SumsPerRow(MR, NV);
+  if constexpr (kPart < NV) {
+    for (int j = 0; j < NV; j += kPart)
+      Micro<MR, kPart, kAdd>(a, lda, b + kLanes * j, ldb, c + kLanes * j, ldc, depth);
+    return;
+  }
+  Floats sum[MR][NV];
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NV; ++j) sum[i][j] = kAdd ? _mm512_loadu_ps(c + i * ldc + 16 * j) : _mm512_setzero_ps();
+    for (int j = 0; j < NV; ++j) sum[i][j] = kAdd ? Load(c + i * ldc + kLanes * j) : Zero();
   for (int d = 0; d < depth; ++d) {
-    __m512 row[NV];
-    for (int j = 0; j < NV; ++j) row[j] = _mm512_loadu_ps(b + d * ldb + 16 * j);
+    Floats row[NV];
+    for (int j = 0; j < NV; ++j) row[j] = Load(b + d * ldb + kLanes * j);
     for (int i = 0; i < MR; ++i) {
-      const __m512 x = _mm512_set1_ps(a[i * lda + d]);
-      for (int j = 0; j < NV; ++j) sum[i][j] = _mm512_fmadd_ps(x, row[j], sum[i][j]);
+      const Floats x = Fill(a[i * lda + d]);
+      for (int j = 0; j < NV; ++j) sum[i][j] = MultiplyAdd(x, row[j], sum[i][j]);
     }
   }
   for (int i = 0; i < MR; ++i)
-    for (int j = 0; j < NV; ++j) _mm512_storeu_ps(c + i * ldc + 16 * j, sum[i][j]);
+    for (int j = 0; j < NV; ++j) Store(c + i * ldc + kLanes * j, sum[i][j]);
 }
 
 template <int NV, bool kAdd>
@@ -136,37 +100,12 @@ void Rows(const float* a, int lda, const float* b, int ldb, float* c, int ldc, i
 // C[rows, columns] += A[rows, depth] B[depth, columns]; columns is a multiple of 16.
 void AddProduct(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int depth, int columns) {
   int j = 0;
-  for (; j + 64 <= columns; j += 64) Rows<4, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+  for (; j + 64 <= columns; j += 64) Rows<64 / kLanes, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
   switch ((columns - j) / 16) {
-    case 1: return Rows<1, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
-    case 2: return Rows<2, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
-    case 3: return Rows<3, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+    case 1: return Rows<16 / kLanes, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+    case 2: return Rows<32 / kLanes, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+    case 3: return Rows<48 / kLanes, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
   }
-}
-
-// Transposes 16 vectors in place.
-inline void Transpose16(__m512 r[16]) {
-  __m512 t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      const __m512d low = _mm512_castps_pd(t[i + j]), high = _mm512_castps_pd(t[i + j + 2]);
-      r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-      r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-    }
-  }
-  for (int i = 0; i < 4; ++i) {
-    const __m512 a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
-    const __m512 c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
-    t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
-    t[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
-    t[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
-    t[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
-  }
-  for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------
@@ -220,7 +159,7 @@ struct Ahead {
   void Fetch(int head_dim) {
     if (current == count) return;
     const Segment<KV>& s = segments[current];
-    const int lines = 4 * sizeof(KV);  // of keys and of values, per block of 16 keys by 64 bytes or more
+    const int lines = kLanes * kLanes * sizeof(KV) / 64;  // of keys and of values, per block of kLanes keys
     for (int i = 0; i < lines; ++i, at += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(s.k) + at, _MM_HINT_T1);
       _mm_prefetch(reinterpret_cast<const char*>(s.v) + at, _MM_HINT_T1);
@@ -231,16 +170,16 @@ struct Ahead {
 
 template <typename KV>
 void PackKeys(const Segment<KV>& s, int head_dim, float* keys, Ahead<KV>& ahead) {
-  for (int t = 0; t < s.count; t += 16) {
-    const int n = std::min(16, s.count - t);
-    for (int d = 0; d < head_dim; d += 16) {
-      __m512 r[16];
-      for (int i = 0; i < 16; ++i) {
-        r[i] = i < n ? Load16(s.k + (t + i) * head_dim + d) : _mm512_setzero_ps();
-        if (s.k_scale != nullptr && i < n) r[i] = _mm512_mul_ps(r[i], _mm512_set1_ps(s.k_scale[t + i]));
+  for (int t = 0; t < s.count; t += kLanes) {
+    const int n = std::min(+kLanes, s.count - t);
+    for (int d = 0; d < head_dim; d += kLanes) {
+      Floats r[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        r[i] = i < n ? Load(s.k + (t + i) * head_dim + d) : Zero();
+        if (s.k_scale != nullptr && i < n) r[i] = Mul(r[i], Fill(s.k_scale[t + i]));
       }
-      Transpose16(r);
-      for (int i = 0; i < 16; ++i) _mm512_storeu_ps(keys + (d + i) * kTile + s.offset + t, r[i]);
+      halfmoon::Transpose(r);
+      for (int i = 0; i < kLanes; ++i) Store(keys + (d + i) * kTile + s.offset + t, r[i]);
       ahead.Fetch(head_dim);
     }
   }
@@ -249,47 +188,39 @@ void PackKeys(const Segment<KV>& s, int head_dim, float* keys, Ahead<KV>& ahead)
 // What multiplies: float32 lanes, bfloat16 pairs, or AMX tiles of bfloat16 pairs.
 enum class Unit { kLanes, kPairs, kTiles };
 
-template <Unit kUnit>
-struct Dot {
-  static constexpr int kStep = 16;
-  template <typename T>
-  static __m512 Load(const T* p) { return Load16(p); }
-  static __m512 MultiplyAdd(__m512 sum, __m512 a, __m512 b) { return _mm512_fmadd_ps(a, b, sum); }
-};
+template <Unit kUnit, typename T>
+inline auto LoadFactors(const T* p) {
+  if constexpr (kUnit == Unit::kPairs)
+    return halfmoon::LoadPairs(p);
+  else
+    return Load(p);
+}
 
-#ifdef __AVX512BF16__
-template <>
-struct Dot<Unit::kPairs> {
-  static constexpr int kStep = 32;
-  static __m512bh Load(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
-  static __m512 MultiplyAdd(__m512 sum, __m512bh a, __m512bh b) { return _mm512_dpbf16_ps(sum, a, b); }
-};
-#endif
-
-// Scores of MR <= 4 queries with a segment's keys, four keys at a time; a last group repeats its last key.
+// Scores of MR <= 4 queries with a segment's keys, some keys at a time; a last group repeats its last key.
 template <Unit kUnit, int MR, typename Q, typename KV>
 void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, Ahead<KV>& ahead) {
-  using D = Dot<kUnit>;
-  for (int t = 0; t < s.count; t += 4) {
-    const int n = std::min(4, s.count - t);
-    const KV* key[4];
-    for (int c = 0; c < 4; ++c) key[c] = s.k + (t + std::min(c, n - 1)) * head_dim;
-    __m512 sums[16];
-    for (__m512& sum : sums) sum = _mm512_setzero_ps();
-    for (int d = 0; d < head_dim; d += D::kStep) {
-      decltype(D::Load(q)) x[MR];
-      for (int r = 0; r < MR; ++r) x[r] = D::Load(q + r * head_dim + d);
-      for (int c = 0; c < 4; ++c) {
-        const auto k = D::Load(key[c] + d);
-        for (int r = 0; r < MR; ++r) sums[r * 4 + c] = D::MultiplyAdd(sums[r * 4 + c], k, x[r]);
+  constexpr int kStep = kUnit == Unit::kPairs ? 2 * kLanes : kLanes;
+  constexpr int kKeys = 4 * MR <= kLanes ? 4 : kLanes / 4;  // a sum for each lane
+  for (int t = 0; t < s.count; t += kKeys) {
+    const int n = std::min(+kKeys, s.count - t);
+    const KV* key[kKeys];
+    for (int c = 0; c < kKeys; ++c) key[c] = s.k + (t + std::min(c, n - 1)) * head_dim;
+    Floats sums[kLanes];
+    for (Floats& sum : sums) sum = Zero();
+    for (int d = 0; d < head_dim; d += kStep) {
+      decltype(LoadFactors<kUnit>(q)) x[MR];
+      for (int r = 0; r < MR; ++r) x[r] = LoadFactors<kUnit>(q + r * head_dim + d);
+      for (int c = 0; c < kKeys; ++c) {
+        const auto k = LoadFactors<kUnit>(key[c] + d);
+        for (int r = 0; r < MR; ++r) sums[r * kKeys + c] = MultiplyAdd(k, x[r], sums[r * kKeys + c]);
       }
-      if (d % 64 == 0) ahead.Fetch(head_dim);
+      if (d % (kLanes * kLanes / kKeys) == 0) ahead.Fetch(head_dim);
     }
-    alignas(64) float dots[16];
-    _mm512_store_ps(dots, halfmoon::Sums(sums));
+    alignas(64) float dots[kLanes];
+    Store(dots, halfmoon::Sums(sums));
     for (int r = 0; r < MR; ++r)
       for (int c = 0; c < n; ++c)
-        scores[r * kTile + s.offset + t + c] = dots[r * 4 + c] * (s.k_scale != nullptr ? s.k_scale[t + c] : 1.0f);
+        scores[r * kTile + s.offset + t + c] = dots[r * kKeys + c] * (s.k_scale != nullptr ? s.k_scale[t + c] : 1.0f);
   }
 }
 
@@ -307,9 +238,9 @@ void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, int 
 template <typename KV>
 void WidenValues(const Segment<KV>& s, int head_dim, float* values) {
   for (int t = 0; t < s.count; ++t) {
-    const __m512 scale = _mm512_set1_ps(s.v_scale != nullptr ? s.v_scale[t] : 1.0f);
-    for (int d = 0; d < head_dim; d += 16)
-      _mm512_storeu_ps(values + (s.offset + t) * head_dim + d, _mm512_mul_ps(Load16(s.v + t * head_dim + d), scale));
+    const Floats scale = Fill(s.v_scale != nullptr ? s.v_scale[t] : 1.0f);
+    for (int d = 0; d < head_dim; d += kLanes)
+      Store(values + (s.offset + t) * head_dim + d, Mul(Load(s.v + t * head_dim + d), scale));
   }
 }
 
@@ -336,32 +267,32 @@ int Segments(const Attention& a, const Task& task, int from, int to, Segment<KV>
 // Softmax of one query over keys [low, high) of a tile: scores become weights (those outside, 0), and the query's
 // running state is brought up to date.
 inline void Weigh(const Attention& a, float* scores, float* out, float& peak, float& total, int low, int high) {
-  __m512 s[4];
-  __mmask16 seen[4];
-  __m512 most = _mm512_set1_ps(kNothing);
-  for (int j = 0; j < 4; ++j) {
-    const int first = std::clamp(low - 16 * j, 0, 16), last = std::clamp(high - 16 * j, 0, 16);
-    seen[j] = static_cast<__mmask16>(((1u << last) - 1) & ~((1u << first) - 1));
-    s[j] = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * j), _mm512_set1_ps(a.scale));
-    if (a.soft_cap > 0) s[j] = SoftCap(s[j], a.soft_cap);
-    most = _mm512_mask_max_ps(most, seen[j], most, s[j]);
+  constexpr int kVectors = kTile / kLanes;
+  Floats s[kVectors];
+  Mask seen[kVectors];
+  Floats most = Fill(kNothing);
+  for (int j = 0; j < kVectors; ++j) {
+    seen[j] = halfmoon::Between(low - kLanes * j, high - kLanes * j);
+    s[j] = Mul(Load(scores + kLanes * j), Fill(a.scale));
+    if (a.soft_cap > 0) s[j] = halfmoon::SoftCap(s[j], a.soft_cap);
+    most = halfmoon::MaxWhere(seen[j], most, s[j]);
   }
-  const float new_peak = std::max(peak, _mm512_reduce_max_ps(most));
+  const float new_peak = std::max(peak, halfmoon::ReduceMax(most));
   const float base = new_peak == kNothing ? 0.0f : new_peak;
-  __m512 sum = _mm512_setzero_ps();
-  for (int j = 0; j < 4; ++j) {
-    const __m512 w = _mm512_maskz_mov_ps(seen[j], Exp(_mm512_sub_ps(s[j], _mm512_set1_ps(base))));
-    _mm512_storeu_ps(scores + 16 * j, w);
-    sum = _mm512_add_ps(sum, w);
+  Floats sum = Zero();
+  for (int j = 0; j < kVectors; ++j) {
+    const Floats w = halfmoon::Where(seen[j], halfmoon::Exp(halfmoon::Sub(s[j], Fill(base))));
+    Store(scores + kLanes * j, w);
+    sum = halfmoon::Add(sum, w);
   }
   if (new_peak != peak) {
     const float decay = std::exp(peak - base);
     total *= decay;
-    const __m512 factor = _mm512_set1_ps(decay);
-    for (int d = 0; d < a.head_dim; d += 16) _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), factor));
+    const Floats factor = Fill(decay);
+    for (int d = 0; d < a.head_dim; d += kLanes) Store(out + d, Mul(Load(out + d), factor));
     peak = new_peak;
   }
-  total += _mm512_reduce_add_ps(sum);
+  total += halfmoon::ReduceAdd(sum);
 }
 
 inline void WeighTile(const Attention& a, const Task& task, int from, int to, Scratch& x) {
@@ -382,7 +313,7 @@ void AttendTile(const Attention& a, const Task& task, int from, int to, Ahead<KV
     for (int i = 0; i < n; ++i) DotKeys<Unit::kLanes>(x.q, segments[i], a.head_dim, x.scores, rows, ahead);
   } else {
     for (int i = 0; i < n; ++i) PackKeys(segments[i], a.head_dim, x.keys, ahead);
-    Rows<4, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim);
+    Rows<kTile / kLanes, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim);
   }
   WeighTile(a, task, from, to, x);
   for (int i = 0; i < n; ++i) {
@@ -522,7 +453,7 @@ void InterleaveKeys(const Segment<BF16>& s, int head_dim, uint32_t* keys, Ahead<
       __m512 r[16];  // 32 numbers of each of 16 keys, moved in pairs
       for (int i = 0; i < 16; ++i)
         r[i] = t + i < s.count ? _mm512_loadu_ps(s.k + (t + i) * head_dim + d) : _mm512_setzero_ps();
-      Transpose16(r);
+      halfmoon::Transpose(r);
       for (int i = 0; i < 16; ++i) _mm512_storeu_ps(keys + (d / 2 + i) * kTile + s.offset + t, r[i]);
       ahead.Fetch(head_dim);
       ahead.Fetch(head_dim);
@@ -558,7 +489,7 @@ void AttendTilePairs(const Attention& a, const Task& task, int from, int to, Ahe
   }
   WeighTile(a, task, from, to, x);
   for (int i = 0; i < rows * kTile; i += 16)
-    Store16(reinterpret_cast<BF16*>(x.weights16 + i), _mm512_loadu_ps(x.scores + i));
+    Store(reinterpret_cast<BF16*>(x.weights16 + i), Load(x.scores + i));
   for (int i = 0; i < n; ++i) InterleaveValues(segments[i], dim, x.values16);
   // Weights past the last key are 0, but what they multiply must be finite.
   std::fill(x.values16 + (keys + 1) / 2 * dim, x.values16 + (keys + 31) / 32 * 16 * dim, 0);
@@ -578,9 +509,9 @@ void Attend(const Attention& a, const Task& task) {
   };
   for (int i = 0; i < rows; ++i) {
     const Q* q = static_cast<const Q*>(a.q) + at(i) * dim;
-    for (int d = 0; d < dim; d += 16) {
-      if constexpr (kUnit == Unit::kLanes) _mm512_storeu_ps(x.q + i * dim + d, Load16(q + d));
-      _mm512_storeu_ps(x.out + i * dim + d, _mm512_setzero_ps());
+    for (int d = 0; d < dim; d += kLanes) {
+      if constexpr (kUnit == Unit::kLanes) Store(x.q + i * dim + d, Load(q + d));
+      Store(x.out + i * dim + d, Zero());
     }
     if constexpr (kUnit != Unit::kLanes) std::memcpy(x.q16 + i * dim, q, dim * sizeof(Q));
     x.peak[i] = kNothing;
@@ -608,9 +539,9 @@ void Attend(const Attention& a, const Task& task) {
 #endif
   for (int i = 0; i < rows; ++i) {
     const float total = x.total[i];
-    const __m512 norm = _mm512_set1_ps(total > 0 ? 1.0f / total : 0.0f);
+    const Floats norm = Fill(total > 0 ? 1.0f / total : 0.0f);
     Q* out = static_cast<Q*>(a.out) + at(i) * dim;
-    for (int d = 0; d < dim; d += 16) Store16(out + d, _mm512_mul_ps(_mm512_loadu_ps(x.out + i * dim + d), norm));
+    for (int d = 0; d < dim; d += kLanes) Store(out + d, Mul(Load(x.out + i * dim + d), norm));
     a.lse[at(i)] = total > 0 ? x.peak[i] + std::log(total) : kNothing;
   }
 }

@@ -22,9 +22,13 @@ _logger = logging.getLogger(__name__)
 
 _KERNELS = pathlib.Path(__file__).parent.parent
 _SOURCES = tuple(_KERNELS / op / "cpu_kernels.cc" for op in ("paged_attention", "linear"))
-_HEADERS = tuple(_KERNELS / name for name in ("parallel_for.h", "sums.h"))
+_HEADERS = tuple(_KERNELS / name for name in ("parallel_for.h", "simd.h", "simd_avx2.h", "simd_avx512.h"))
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
-_NEEDS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+# Flags of the CPU for each kind of vector in simd.h, the widest first; `-march=native` makes simd.h choose likewise.
+_VECTORS = {
+    "AVX-512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "AVX2": {"avx2", "fma", "f16c"},
+}
 _HANDLERS = {
     "halfmoon_paged_attention": "HalfmoonPagedAttention",
     "halfmoon_write_kv": "HalfmoonWriteKV",
@@ -55,8 +59,10 @@ class UnavailableError(Exception):
 def _build() -> pathlib.Path:
     """The path of the compiled library."""
     flags = _cpu_flags()
-    if missing := sorted(_NEEDS - flags):
-        raise UnavailableError(f"the CPU lacks {', '.join(missing)}.")
+    lacking = {name: ", ".join(sorted(needs - flags)) for name, needs in _VECTORS.items()}
+    if all(lacking.values()):
+        reasons = "; ".join(f"for {name}, the CPU lacks {missing}" for name, missing in lacking.items())
+        raise UnavailableError(f"they need AVX-512 or AVX2 ({reasons}).")
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if not compiler:
         raise UnavailableError("no g++ was found; install it, or name another compiler in CXX.")

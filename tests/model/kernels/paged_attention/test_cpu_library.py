@@ -1,7 +1,8 @@
-"""The CPU library is optional: without a compiler or AVX-512 XLA takes over, and says so once."""
+"""The CPU library is optional: without a compiler, or without AVX-512 and AVX2, XLA takes over and says so once."""
 
 import logging
 import pathlib
+import platform
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def fresh_library(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
 
 
 @pytest.mark.usefixtures("fresh_library")
-@pytest.mark.parametrize("missing", ["compiler", "avx512"])
+@pytest.mark.parametrize("missing", ["compiler", "vectors", "platform"])
 def test_without_it_xla_takes_over_and_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, missing: str
 ) -> None:
@@ -28,9 +29,15 @@ def test_without_it_xla_takes_over_and_it_is_said_once(
         monkeypatch.delenv("CXX", raising=False)
         monkeypatch.setenv("PATH", "")
         monkeypatch.setattr(cpu_library, "_cpu_flags", lambda: {"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+    elif missing == "vectors":
+        monkeypatch.setattr(cpu_library, "_cpu_flags", lambda: {"avx512f", "avx2", "f16c"})
     else:
-        monkeypatch.setattr(cpu_library, "_cpu_flags", lambda: {"avx2"})
-    reason = {"compiler": r"no g\+\+ was found", "avx512": "the CPU lacks avx512bw"}[missing]
+        monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    reason = {
+        "compiler": r"no g\+\+ was found",
+        "vectors": "for AVX-512, the CPU lacks avx512bw, avx512dq, avx512vl; for AVX2, the CPU lacks fma",
+        "platform": "they need x86-64 Linux, this is aarch64",
+    }[missing]
     batch = cases.build(cases.Shape(), [17, 5], [1, 1])
     with caplog.at_level(logging.WARNING):
         out = paged_attention(*batch, max_query_len=1)
