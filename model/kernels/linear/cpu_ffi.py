@@ -17,6 +17,8 @@ def rows_it_wins(weights: jax.Array) -> int:
         return 128
     if weights.shape[0] > 1:
         return 64  # XLA copies a weight out of several, on jax 0.10 all of them.
+    if not cpu_library.has_avx512():
+        return 16
     return 8 if weights.dtype == jnp.bfloat16 else 32
 
 

@@ -51,7 +51,7 @@ struct Operands {
 // weight rows prefetches its part of the next ones, so that memory and arithmetic overlap; a line too much is harmless.
 template <typename T, int NR, int MR>
 inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t depth) {
-  constexpr int kStep = kLanes * sizeof(float) / sizeof(T);
+  constexpr int kStep = kLanes * sizeof(float) / sizeof(T), kLine = kLineBytes / sizeof(T);
   const int64_t size = o.size;
   const T *x = o.x + m * size + k, *weight = o.weight + n * size + k;
   const int shift = o.rows <= 4 ? 0 : o.rows <= 8 ? 1 : 2;
@@ -62,7 +62,8 @@ inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t 
     decltype(LoadFactors(x)) xs[MR];
     for (int r = 0; r < MR; ++r) xs[r] = LoadFactors(x + r * size + i);
     for (int c = 0; c < NR; ++c) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + c * size + (i >> shift)), _MM_HINT_T0);
+      if (kStep == kLine || i % kLine == 0)
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + c * size + (i >> shift)), _MM_HINT_T0);
       const auto w = LoadFactors(weight + c * size + i);
       for (int r = 0; r < MR; ++r) sums[r * NR + c] = halfmoon::MultiplyAdd(w, xs[r], sums[r * NR + c]);
     }

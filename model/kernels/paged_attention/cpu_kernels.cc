@@ -4,7 +4,7 @@
 // are two small matrix products, and the softmax between them is online. For many queries the tile's keys are first
 // transposed (and widened to float32) into a buffer in L1; for few, as in decoding, that would cost more than the
 // products, so each score is a dot product, as many at a time as a vector has lanes.
-// bfloat16 queries and pools are not widened: where the CPU has AMX they take its tile products, else where it has
+// bfloat16 queries and pools are not widened where the CPU can multiply them: with AMX they take its tile products, with
 // AVX-512 BF16 the products of pairs.
 // Reads touch exactly the keys attended: nothing past a row's length is ever loaded.
 
@@ -58,13 +58,20 @@ constexpr int SumsPerRow(int rows, int vectors, int most = kSums) {
   return vectors % most == 0 && rows * most <= kSums ? most : SumsPerRow(rows, vectors, most - 1);
 }
 
-// C[MR, NV*kLanes] (+)= A[MR, depth] B[depth, NV*kLanes], all float32 and row-major.
-template <int MR, int NV, bool kAdd>
-inline void Micro(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int depth) {
+// Prefetches kBytes from p on; harmless past the end of a buffer.
+template <int kBytes>
+inline void Prefetch(const void* p) {
+  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T0);
+}
+
+// C[MR, NV*kLanes] (+)= A[MR, depth] B[depth, NV*kLanes], all row-major, A and C float32. With kAhead as much memory as
+// B takes is prefetched from `ahead` on.
+template <int MR, int NV, bool kAdd, bool kAhead, typename T>
+inline void Micro(const float* a, int lda, const T* b, int ldb, float* c, int ldc, int depth, const T* ahead) {
   constexpr int kPart = SumsPerRow(MR, NV);
   if constexpr (kPart < NV) {
-    for (int j = 0; j < NV; j += kPart)
-      Micro<MR, kPart, kAdd>(a, lda, b + kLanes * j, ldb, c + kLanes * j, ldc, depth);
+    for (int j = 0; j < NV * kLanes; j += kPart * kLanes)
+      Micro<MR, kPart, kAdd, kAhead>(a, lda, b + j, ldb, c + j, ldc, depth, ahead + j * depth);
     return;
   }
   Floats sum[MR][NV];
@@ -73,6 +80,7 @@ inline void Micro(const float* a, int lda, const float* b, int ldb, float* c, in
   for (int d = 0; d < depth; ++d) {
     Floats row[NV];
     for (int j = 0; j < NV; ++j) row[j] = Load(b + d * ldb + kLanes * j);
+    if constexpr (kAhead) Prefetch<NV * kLanes * sizeof(T)>(ahead + d * NV * kLanes);
     for (int i = 0; i < MR; ++i) {
       const Floats x = Fill(a[i * lda + d]);
       for (int j = 0; j < NV; ++j) sum[i][j] = MultiplyAdd(x, row[j], sum[i][j]);
@@ -82,29 +90,34 @@ inline void Micro(const float* a, int lda, const float* b, int ldb, float* c, in
     for (int j = 0; j < NV; ++j) Store(c + i * ldc + kLanes * j, sum[i][j]);
 }
 
-template <int NV, bool kAdd>
-void Rows(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int depth) {
+template <int NV, bool kAdd, bool kAhead, typename T>
+void Rows(const float* a, int lda, const T* b, int ldb, float* c, int ldc, int rows, int depth, const T* ahead) {
   int i = 0;
-  for (; i + 6 <= rows; i += 6) Micro<6, NV, kAdd>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, depth);
+  for (; i + 6 <= rows; i += 6)
+    Micro<6, NV, kAdd, kAhead>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, depth, ahead);
   a += i * lda;
   c += i * ldc;
   switch (rows - i) {
-    case 1: return Micro<1, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
-    case 2: return Micro<2, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
-    case 3: return Micro<3, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
-    case 4: return Micro<4, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
-    case 5: return Micro<5, NV, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 1: return Micro<1, NV, kAdd, kAhead>(a, lda, b, ldb, c, ldc, depth, ahead);
+    case 2: return Micro<2, NV, kAdd, kAhead>(a, lda, b, ldb, c, ldc, depth, ahead);
+    case 3: return Micro<3, NV, kAdd, kAhead>(a, lda, b, ldb, c, ldc, depth, ahead);
+    case 4: return Micro<4, NV, kAdd, kAhead>(a, lda, b, ldb, c, ldc, depth, ahead);
+    case 5: return Micro<5, NV, kAdd, kAhead>(a, lda, b, ldb, c, ldc, depth, ahead);
   }
 }
 
 // C[rows, columns] += A[rows, depth] B[depth, columns]; columns is a multiple of 16.
-void AddProduct(const float* a, int lda, const float* b, int ldb, float* c, int ldc, int rows, int depth, int columns) {
+template <bool kAhead, typename T>
+void AddProduct(const float* a, int lda, const T* b, int ldb, float* c, int ldc, int rows, int depth, int columns,
+                const T* ahead) {
   int j = 0;
-  for (; j + 64 <= columns; j += 64) Rows<64 / kLanes, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+  for (; j + 64 <= columns; j += 64)
+    Rows<64 / kLanes, true, kAhead>(a, lda, b + j, ldb, c + j, ldc, rows, depth, ahead + j * depth);
+  b += j, c += j, ahead += j * depth;
   switch ((columns - j) / 16) {
-    case 1: return Rows<16 / kLanes, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
-    case 2: return Rows<32 / kLanes, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
-    case 3: return Rows<48 / kLanes, true>(a, lda, b + j, ldb, c + j, ldc, rows, depth);
+    case 1: return Rows<16 / kLanes, true, kAhead>(a, lda, b, ldb, c, ldc, rows, depth, ahead);
+    case 2: return Rows<32 / kLanes, true, kAhead>(a, lda, b, ldb, c, ldc, rows, depth, ahead);
+    case 3: return Rows<48 / kLanes, true, kAhead>(a, lda, b, ldb, c, ldc, rows, depth, ahead);
   }
 }
 
@@ -149,27 +162,18 @@ struct Segment {  // consecutive keys of a tile that lie in one page
   const float *k_scale, *v_scale;
 };
 
-// Prefetches the next tile a few lines at a time, between the arithmetic of this one: in one burst it would stall.
+// The next tile. While a segment of this one is multiplied, its like in the next is prefetched, a line or so for each
+// step of the arithmetic: in a burst it would stall.
 template <typename KV>
 struct Ahead {
   Segment<KV> segments[kTile];
-  int count = 0, current = 0;
-  int64_t at = 0;
+  int count = 0;
 
-  void Fetch(int head_dim) {
-    if (current == count) return;
-    const Segment<KV>& s = segments[current];
-    const int lines = kLanes * kLanes * sizeof(KV) / 64;  // of keys and of values, per block of kLanes keys
-    for (int i = 0; i < lines; ++i, at += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(s.k) + at, _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(s.v) + at, _MM_HINT_T1);
-    }
-    if (at >= int64_t{s.count} * head_dim * static_cast<int>(sizeof(KV))) ++current, at = 0;
-  }
+  const Segment<KV>& Like(const Segment<KV>* these, int i) const { return i < count ? segments[i] : these[i]; }
 };
 
 template <typename KV>
-void PackKeys(const Segment<KV>& s, int head_dim, float* keys, Ahead<KV>& ahead) {
+void PackKeys(const Segment<KV>& s, int head_dim, float* keys, const Segment<KV>& next) {
   for (int t = 0; t < s.count; t += kLanes) {
     const int n = std::min(+kLanes, s.count - t);
     for (int d = 0; d < head_dim; d += kLanes) {
@@ -180,7 +184,8 @@ void PackKeys(const Segment<KV>& s, int head_dim, float* keys, Ahead<KV>& ahead)
       }
       halfmoon::Transpose(r);
       for (int i = 0; i < kLanes; ++i) Store(keys + (d + i) * kTile + s.offset + t, r[i]);
-      ahead.Fetch(head_dim);
+      Prefetch<kLanes * kLanes * sizeof(KV)>(next.k + t * head_dim + d * kLanes);
+      Prefetch<kLanes * kLanes * sizeof(KV)>(next.v + t * head_dim + d * kLanes);
     }
   }
 }
@@ -198,7 +203,7 @@ inline auto LoadFactors(const T* p) {
 
 // Scores of MR <= 4 queries with a segment's keys, some keys at a time; a last group repeats its last key.
 template <Unit kUnit, int MR, typename Q, typename KV>
-void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, Ahead<KV>& ahead) {
+void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, const KV* ahead) {
   constexpr int kStep = kUnit == Unit::kPairs ? 2 * kLanes : kLanes;
   constexpr int kKeys = 4 * MR <= kLanes ? 4 : kLanes / 4;  // a sum for each lane
   for (int t = 0; t < s.count; t += kKeys) {
@@ -214,7 +219,7 @@ void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, Ahea
         const auto k = LoadFactors<kUnit>(key[c] + d);
         for (int r = 0; r < MR; ++r) sums[r * kKeys + c] = MultiplyAdd(k, x[r], sums[r * kKeys + c]);
       }
-      if (d % (kLanes * kLanes / kKeys) == 0) ahead.Fetch(head_dim);
+      Prefetch<kKeys * kStep * sizeof(KV)>(ahead + t * head_dim + d * kKeys);
     }
     alignas(64) float dots[kLanes];
     Store(dots, halfmoon::Sums(sums));
@@ -225,7 +230,7 @@ void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, Ahea
 }
 
 template <Unit kUnit, typename Q, typename KV>
-void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, int rows, Ahead<KV>& ahead) {
+void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, int rows, const KV* ahead) {
   for (; rows >= 4; rows -= 4, q += 4 * head_dim, scores += 4 * kTile)
     DotKeys<kUnit, 4>(q, s, head_dim, scores, ahead);
   switch (rows) {
@@ -236,11 +241,13 @@ void DotKeys(const Q* q, const Segment<KV>& s, int head_dim, float* scores, int 
 }
 
 template <typename KV>
-void WidenValues(const Segment<KV>& s, int head_dim, float* values) {
+void WidenValues(const Segment<KV>& s, int head_dim, float* values, const KV* ahead) {
   for (int t = 0; t < s.count; ++t) {
     const Floats scale = Fill(s.v_scale != nullptr ? s.v_scale[t] : 1.0f);
-    for (int d = 0; d < head_dim; d += kLanes)
+    for (int d = 0; d < head_dim; d += kLanes) {
       Store(values + (s.offset + t) * head_dim + d, Mul(Load(s.v + t * head_dim + d), scale));
+      Prefetch<kLanes * sizeof(KV)>(ahead + t * head_dim + d);
+    }
   }
 }
 
@@ -304,28 +311,40 @@ inline void WeighTile(const Attention& a, const Task& task, int from, int to, Sc
   }
 }
 
+// Whether few queries multiply values as they load them. AVX-512 has AVX-512 BF16 for that, and has not been tried.
 template <typename KV>
-void AttendTile(const Attention& a, const Task& task, int from, int to, Ahead<KV>& ahead, Scratch& x) {
+constexpr bool WidensInRegisters() { return std::is_same_v<KV, float> || (sizeof(KV) > 1 && kLanes == 8); }
+
+template <typename KV>
+void AttendTile(const Attention& a, const Task& task, int from, int to, const Ahead<KV>& ahead, Scratch& x) {
   Segment<KV> segments[kTile];
   const int n = Segments(a, task, from, to, segments);
   const int rows = task.count * a.group;
-  if (rows <= kFewRows) {
-    for (int i = 0; i < n; ++i) DotKeys<Unit::kLanes>(x.q, segments[i], a.head_dim, x.scores, rows, ahead);
+  const bool few = rows <= kFewRows;
+  if (few) {
+    for (int i = 0; i < n; ++i)
+      DotKeys<Unit::kLanes>(x.q, segments[i], a.head_dim, x.scores, rows, ahead.Like(segments, i).k);
   } else {
-    for (int i = 0; i < n; ++i) PackKeys(segments[i], a.head_dim, x.keys, ahead);
-    Rows<kTile / kLanes, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim);
+    for (int i = 0; i < n; ++i) PackKeys(segments[i], a.head_dim, x.keys, ahead.Like(segments, i));
+    Rows<kTile / kLanes, false, false>(x.q, a.head_dim, x.keys, kTile, x.scores, kTile, rows, a.head_dim, x.keys);
   }
   WeighTile(a, task, from, to, x);
   for (int i = 0; i < n; ++i) {
     const Segment<KV>& s = segments[i];
-    const float* values;
-    if constexpr (std::is_same_v<KV, float>) {
-      values = s.v;
-    } else {
-      WidenValues(s, a.head_dim, x.values);
-      values = x.values + s.offset * a.head_dim;
+    const KV* next = ahead.Like(segments, i).v;
+    const float* weights = x.scores + s.offset;
+    if constexpr (WidensInRegisters<KV>()) {
+      if (few && s.v_scale == nullptr) {
+        AddProduct<true>(weights, kTile, s.v, a.head_dim, x.out, a.head_dim, rows, s.count, a.head_dim, next);
+        continue;
+      }
     }
-    AddProduct(x.scores + s.offset, kTile, values, a.head_dim, x.out, a.head_dim, rows, s.count, a.head_dim);
+    const float* values = x.values + s.offset * a.head_dim;
+    if constexpr (std::is_same_v<KV, float>)
+      values = s.v;
+    else
+      WidenValues(s, a.head_dim, x.values, next);
+    AddProduct<false>(weights, kTile, values, a.head_dim, x.out, a.head_dim, rows, s.count, a.head_dim, values);
   }
 }
 
@@ -447,7 +466,7 @@ inline void Product(Args... args) {
 #endif
 }
 
-void InterleaveKeys(const Segment<BF16>& s, int head_dim, uint32_t* keys, Ahead<BF16>& ahead) {
+void InterleaveKeys(const Segment<BF16>& s, int head_dim, uint32_t* keys, const BF16* ahead) {
   for (int t = 0; t < s.count; t += 16) {
     for (int d = 0; d < head_dim; d += 32) {
       __m512 r[16];  // 32 numbers of each of 16 keys, moved in pairs
@@ -455,13 +474,12 @@ void InterleaveKeys(const Segment<BF16>& s, int head_dim, uint32_t* keys, Ahead<
         r[i] = t + i < s.count ? _mm512_loadu_ps(s.k + (t + i) * head_dim + d) : _mm512_setzero_ps();
       halfmoon::Transpose(r);
       for (int i = 0; i < 16; ++i) _mm512_storeu_ps(keys + (d / 2 + i) * kTile + s.offset + t, r[i]);
-      ahead.Fetch(head_dim);
-      ahead.Fetch(head_dim);
+      Prefetch<16 * 32 * sizeof(BF16)>(ahead + t * head_dim + d * 16);
     }
   }
 }
 
-void InterleaveValues(const Segment<BF16>& s, int head_dim, uint32_t* values) {
+void InterleaveValues(const Segment<BF16>& s, int head_dim, uint32_t* values, const BF16* ahead) {
   const __m512i low = _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   const __m512i low_index = _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(32)), 16));
   const __m512i high_index = _mm512_add_epi16(low_index, _mm512_set1_epi16(16));
@@ -472,25 +490,27 @@ void InterleaveValues(const Segment<BF16>& s, int head_dim, uint32_t* values) {
       const __m512i y = t + 1 < s.count ? _mm512_loadu_si512(s.v + (t + 1) * head_dim + d) : _mm512_setzero_si512();
       _mm512_storeu_si512(pair + d, _mm512_permutex2var_epi16(x, low_index, y));
       _mm512_storeu_si512(pair + d + 16, _mm512_permutex2var_epi16(x, high_index, y));
+      Prefetch<2 * 32 * sizeof(BF16)>(ahead + t * head_dim + d * 2);
     }
   }
 }
 
 template <Unit kUnit>
-void AttendTilePairs(const Attention& a, const Task& task, int from, int to, Ahead<BF16>& ahead, Scratch& x) {
+void AttendTilePairs(const Attention& a, const Task& task, int from, int to, const Ahead<BF16>& ahead, Scratch& x) {
   Segment<BF16> segments[kTile];
   const int n = Segments(a, task, from, to, segments);
   const int rows = task.count * a.group, dim = a.head_dim, keys = to - from;
   if (kUnit == Unit::kPairs && rows <= kFewRows) {
-    for (int i = 0; i < n; ++i) DotKeys<Unit::kPairs>(x.q16, segments[i], dim, x.scores, rows, ahead);
+    for (int i = 0; i < n; ++i)
+      DotKeys<Unit::kPairs>(x.q16, segments[i], dim, x.scores, rows, ahead.Like(segments, i).k);
   } else {
-    for (int i = 0; i < n; ++i) InterleaveKeys(segments[i], dim, x.keys16, ahead);
+    for (int i = 0; i < n; ++i) InterleaveKeys(segments[i], dim, x.keys16, ahead.Like(segments, i).k);
     Product<kUnit, false>(x.q16, dim, x.keys16, kTile, x.scores, kTile, rows, dim);
   }
   WeighTile(a, task, from, to, x);
   for (int i = 0; i < rows * kTile; i += 16)
     Store(reinterpret_cast<BF16*>(x.weights16 + i), Load(x.scores + i));
-  for (int i = 0; i < n; ++i) InterleaveValues(segments[i], dim, x.values16);
+  for (int i = 0; i < n; ++i) InterleaveValues(segments[i], dim, x.values16, ahead.Like(segments, i).v);
   // Weights past the last key are 0, but what they multiply must be finite.
   std::fill(x.values16 + (keys + 1) / 2 * dim, x.values16 + (keys + 31) / 32 * 16 * dim, 0);
   for (int d = 0; d < dim; d += 64)

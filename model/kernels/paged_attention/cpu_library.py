@@ -52,6 +52,11 @@ def has_amx() -> bool:
     return unavailable() is None and "amx_bf16" in _cpu_flags()
 
 
+def has_avx512() -> bool:
+    """Whether the kernels' vectors are of AVX-512, not of AVX2."""
+    return unavailable() is None and _VECTORS["AVX-512"] <= _cpu_flags()
+
+
 class UnavailableError(Exception):
     """This machine cannot build or load the CPU kernels."""
 
