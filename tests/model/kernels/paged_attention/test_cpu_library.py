@@ -1,12 +1,17 @@
 """The CPU library is optional: without a compiler, or without AVX-512 and AVX2, XLA takes over and says so once."""
 
 import logging
+import os
 import pathlib
 import platform
+import shutil
+import subprocess
 
+import jax
 import numpy as np
 import pytest
 
+from model import kernels
 from model.kernels.paged_attention import cpu_library, paged_attention
 from tests.model.kernels.paged_attention import cases
 
@@ -59,3 +64,14 @@ def test_a_compiler_that_fails_is_quoted(
     with caplog.at_level(logging.WARNING):
         assert "no such header" in (cpu_library.unavailable() or "")
     assert not list((fresh_library / "halfmoon").iterdir()), "a failed build leaves nothing behind"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64-v4", "sapphirerapids"])
+def test_the_sources_compile_for_every_kind_of_vector(processor: str) -> None:
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if not compiler or platform.machine() != "x86_64":
+        pytest.skip("needs g++ for x86-64")
+    for source in pathlib.Path(kernels.__path__[0]).glob("*/cpu_kernels.cc"):
+        flags = [f"-march={processor}", "-std=c++17", "-fPIC", f"-I{jax.ffi.include_dir()}"]
+        subprocess.run([compiler, *flags, "-c", source, "-o", os.devnull], check=True)
