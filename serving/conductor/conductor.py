@@ -146,6 +146,11 @@ class Conductor(Generic[Request]):
         return waiting
 
     @property
+    def in_flight(self) -> int:
+        """Requests that were placed and have not ended."""
+        return len(self._accepted)
+
+    @property
     def deferred(self) -> int:
         """Requests that wait at the Conductor."""
         return len(self._waiting)
@@ -333,6 +338,8 @@ class Conductor(Generic[Request]):
         index = self._select_decode(request, accepted.placement.prefill)
         if index is None:
             return None
+        if (decoding := self._decoding[accepted.placement.decode].pop(request.id, None)) is not None:
+            self._decoding[index][request.id] = decoding
         accepted.placement = dataclasses.replace(accepted.placement, decode=index)
         return accepted.placement
 

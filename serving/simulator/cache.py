@@ -25,6 +25,10 @@ class NodeCache:
                 if block in ssd:
                     ssd.remove(block)
         evicted = host.admit(blocks, now)
+        if len(blocks) > host.capacity:
+            # Some policies keep the beginning of a prompt that is too long; its end has never been in memory.
+            known = set(evicted)
+            evicted += [block for block in dict.fromkeys(blocks) if block not in host and block not in known]
         if not self._ssd_limit:
             return [], evicted
         lost = []

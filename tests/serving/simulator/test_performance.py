@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from attention_offload.paper.comparison import REPRODUCED
-from serving.simulator.cache import NodeCache
+from serving.simulator.cache import EVICTIONS, NodeCache
 from serving.simulator.cluster import ClusterConfig
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.errors import SimulatorError
@@ -73,6 +73,20 @@ def test_host_overflows_to_ssd_and_a_prefix_always_survives() -> None:
     assert cache.on_ssd([1]) == 0
     assert cache.touch([21, 22], 2.0)[1] == [3, 2]
     assert cache.on_ssd([1, 13]) == 2
+
+
+@pytest.mark.parametrize("eviction", EVICTIONS)
+def test_a_prompt_longer_than_memory_overflows_whatever_the_policy(eviction: str) -> None:
+    cache = NodeCache(host_blocks=4, ssd_blocks=3, eviction=eviction)
+    cache.touch([1, 2], 0.0)
+    demoted, lost = cache.touch([1, 2, *range(10, 20)], 1.0)
+    assert len(cache) == 7
+    assert len(demoted) == 8
+    assert len(set(demoted) - set(lost)) == cache.on_ssd(range(20)) == 3
+    # Without SSD, what does not fit is lost.
+    small = NodeCache(host_blocks=4, eviction=eviction)
+    assert len(small.touch(list(range(9)), 0.0)[1]) == 5
+    assert len(small) == 4
 
 
 def test_clusters_that_cannot_be_are_refused() -> None:
