@@ -7,4 +7,5 @@ from model.kernels.paged_attention.api import write_kv as write_kv
 from model.kernels.paged_attention.merge import merge as merge
 from model.kernels.paged_attention.problem import Blocks as Blocks
 from model.kernels.paged_attention.problem import KVPool as KVPool
+from model.kernels.paged_attention.problem import pool_shape as pool_shape
 from model.kernels.paged_attention.problem import scales_shape as scales_shape

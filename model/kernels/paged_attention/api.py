@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, target, tuning, xla
-from model.kernels.paged_attention.problem import Blocks, KVPool, NewKV, Pools, Problem, Ragged, pools_of, problem_of
+from model.kernels.paged_attention.problem import (
+    Blocks,
+    KVPool,
+    NewKV,
+    Pools,
+    Problem,
+    Ragged,
+    plain,
+    pools_of,
+    problem_of,
+)
 
 _BACKENDS: dict[str, types.ModuleType] = {
     "cpu_ffi": cpu_ffi,
@@ -45,8 +55,8 @@ def paged_attention(
     Args:
       q: `[tokens, q_heads, head_dim]`, the queries of all rows, row after row. Tokens from `query_starts[-1]` on are
         padding: finite values come out.
-      cache: its `k` and `v` are `[pages, kv_heads, page_size, head_dim]`; one-byte pools have `k_scale` and `v_scale`,
-        float32 `[pages, kv_heads, page_size]`; best kept in the `scales_shape` of that.
+      cache: its `k` and `v` are `[pages, kv_heads, page_size, head_dim]`, or better the `pool_shape` of that; one-byte
+        pools have `k_scale` and `v_scale`, float32 `[pages, kv_heads, page_size]`, or better `scales_shape` of that.
       page_table: int32 `[rows, max_pages]`. Entries past a row's length are never used.
       lengths: int32 `[rows]`, KV tokens of each row, its queries included. 0 marks an empty row.
       query_starts: int32 `[rows + 1]`, not decreasing: row r owns `q[query_starts[r]:query_starts[r + 1]]`.
@@ -126,11 +136,12 @@ def write_and_attend(
     )
     if problem.quantized:
         raise ValueError(f"`cache` holds {problem.kv_dtype}; only pools of unscaled values can be written here.")
-    new = _new_kv(pools.k, pools.v, k, v, slots)
+    new = _new_kv(*plain(problem, pools)[:2], k, v, slots)
 
     def write_first(attend, q, new, slots, pools, ragged):
-        pools = Pools(*_write(pools.k, pools.v, new, slots))
-        return *attend(q, pools, ragged), pools
+        written = Pools(*_write(*plain(problem, pools)[:2], new, slots))
+        out, lse = attend(q, written, ragged)
+        return out, lse, Pools(written.k.reshape(pools.k.shape), written.v.reshape(pools.v.shape))
 
     def step(name: str):
         cut = _cut(name, problem)
@@ -205,7 +216,10 @@ def _attend(
     problem: Problem, implementation: str | None, blocks: Blocks | None, q: jax.Array, pools: Pools, ragged: Ragged
 ):
     def run(name: str):
-        return partial(_BACKENDS[name].attend, _cut(name, problem, blocks))
+        attend, cut = _BACKENDS[name].attend, _cut(name, problem, blocks)
+        if name == "pallas_tpu":
+            return partial(attend, cut)
+        return lambda q, pools, ragged: attend(cut, q, plain(problem, pools), ragged)
 
     if implementation is None:
         runs = {platform: run(name) for platform, name in _fastest(problem).items()}
@@ -224,7 +238,7 @@ def _cut(name: str, problem: Problem, blocks: Blocks | None = None) -> Problem:
 def _fastest(problem: Problem) -> dict[str, str]:
     """By platform, the backend that is fastest for a case that nobody chose one for."""
     # XLA for TPU lays out pools of half a tile's lanes unlike what a kernel takes: they would be copied each time.
-    on_tpu = pallas_tpu.unsupported(problem) is None and problem.head_dim % 128 == 0
+    on_tpu = pallas_tpu.unsupported(problem) is None and problem.head_dim * problem.row_tokens % 128 == 0
     return {
         "cpu": "xla" if cpu_ffi.unsupported(problem) else "cpu_ffi",
         "cuda": "xla" if mosaic_gpu.unsupported(problem) else "mosaic_gpu",

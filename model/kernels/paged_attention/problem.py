@@ -89,6 +89,7 @@ class Problem:
     scale: float
     sliding_window: int | None
     soft_cap: float | None
+    row_tokens: int = 1  # that share a row of 128 in the pools as they are kept, see `pool_shape`
     blocks: Blocks = Blocks()
 
     @property
@@ -130,6 +131,23 @@ def pools_of(cache: KVPool) -> Pools:
     return Pools(pools.k, pools.v, *scales)
 
 
+def pool_shape(pages: int, kv_heads: int, page_size: int, head_dim: int) -> tuple[int, int, int, int]:
+    """The shape to keep K and V pools of unscaled values in, so that no backend copies or pads them.
+
+    The same numbers in the same order as `[pages, kv_heads, page_size, head_dim]`. TPUs pad the last axis to 128, which
+    for heads of 64 doubles the bytes; there two tokens share a row.
+    """
+    if head_dim == 64 and page_size % 32 == 0:
+        return (pages, kv_heads, page_size // 2, 2 * head_dim)
+    return (pages, kv_heads, page_size, head_dim)
+
+
+def plain(problem: Problem, pools: Pools) -> Pools:
+    """The pools with a row for each token."""
+    shape = (problem.pages, problem.kv_heads, problem.page_size, problem.head_dim)
+    return pools._replace(k=pools.k.reshape(shape), v=pools.v.reshape(shape))
+
+
 def scales_shape(pages: int, kv_heads: int, page_size: int) -> tuple[int, int, int]:
     """The shape to keep the scales of a pool in, so that no backend copies them.
 
@@ -156,10 +174,12 @@ def problem_of(
     Raises:
       ValueError: a shape, dtype or option that no backend could ever take; it names the argument and its value.
     """
-    pages, kv_heads, page_size, head_dim = pools.k.shape
-    if q.ndim != 3 or q.shape[2] != head_dim:
-        raise ValueError(f"`q` is {list(q.shape)}; it must be [tokens, q_heads, {head_dim}] to fit the pools.")
-    tokens, q_heads, _ = q.shape
+    pages, kv_heads, page_rows, lanes = pools.k.shape
+    row_tokens = 2 if q.ndim == 3 and (q.shape[2], lanes) == (64, 128) and pools.k_scale is None else 1
+    if q.ndim != 3 or q.shape[2] * row_tokens != lanes:
+        raise ValueError(f"`q` is {list(q.shape)}; it must be [tokens, q_heads, {lanes}] to fit the pools.")
+    tokens, q_heads, head_dim = q.shape
+    page_size = page_rows * row_tokens
     if q_heads % kv_heads:
         raise ValueError(f"`q` has {q_heads} heads, which the {kv_heads} KV heads do not divide.")
     if ragged.page_table.ndim != 2:
@@ -194,4 +214,5 @@ def problem_of(
         scale=head_dim**-0.5 if scale is None else float(scale),
         sliding_window=sliding_window,
         soft_cap=soft_cap,
+        row_tokens=row_tokens,
     )

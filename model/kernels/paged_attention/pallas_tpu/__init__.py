@@ -23,8 +23,8 @@ def unsupported(problem: Problem) -> str | None:
         return f"the pools are {problem.kv_dtype}; they must be one of {_KV_DTYPES}."
     if problem.head_dim % 64 or problem.head_dim > 256:
         return f"head_dim is {problem.head_dim}; it must be a multiple of 64 up to 256."
-    if problem.page_size % 16:
-        return f"page_size is {problem.page_size}; it must be a multiple of 16."
+    if problem.page_size % (16 * problem.row_tokens):
+        return f"page_size is {problem.page_size}; it must be a multiple of {16 * problem.row_tokens}."
     if problem.quantized and stream.LANES % problem.page_size and problem.page_size % stream.LANES:
         return f"page_size is {problem.page_size}; for scaled pools it must divide {stream.LANES}, or be a multiple."
     if problem.rows * problem.max_pages > _MAX_SCALARS:
@@ -39,7 +39,7 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
     Jitted, so that the layers of a model trace and lower it once.
     """
     q, *rest = vary_alike(q, *(pool for pool in pools if pool is not None), *ragged)
-    out, lse, _ = _attend(problem, q, None, Pools(*rest[:-3]), Ragged(*rest[-3:]))
+    out, lse, _ = _attend_rows(problem, q, None, Pools(*rest[:-3]), Ragged(*rest[-3:]))
     return out, lse
 
 
@@ -49,7 +49,17 @@ def write_and_attend(
 ) -> tuple[jax.Array, jax.Array, Pools]:
     """`attend` of queries whose own KV, `new`, is not in the pools yet; and the pools with it, in place if donated."""
     q, *rest = vary_alike(q, *new, *pools[:2], *ragged)
-    return _attend(problem, q, NewKV(*rest[:2]), Pools(*rest[2:4]), Ragged(*rest[4:]))
+    return _attend_rows(problem, q, NewKV(*rest[:2]), Pools(*rest[2:4]), Ragged(*rest[4:]))
+
+
+def _attend_rows(problem: Problem, q: jax.Array, new: NewKV | None, pools: Pools, ragged: Ragged):
+    """`_attend`, of two tokens a row where the pools are kept so."""
+    if problem.row_tokens == 1:
+        return _attend(problem, q, new, pools, ragged)
+    if new is not None:
+        new = NewKV(*(jnp.concatenate([x, x], 2) for x in new))
+    out, lse, pools = _attend(stream.packed(problem), stream.spread(problem, q), new, pools, ragged)
+    return *stream.joined(problem, out, lse), pools
 
 
 def _attend(problem: Problem, q: jax.Array, new: NewKV | None, pools: Pools, ragged: Ragged):
@@ -81,7 +91,7 @@ def _attend(problem: Problem, q: jax.Array, new: NewKV | None, pools: Pools, rag
 
 def _write_chunks(problem: Problem, prefills: jax.Array, new: NewKV, pools: Pools, ragged: Ragged) -> Pools:
     """The pools with the KV of the rows that prefill."""
-    counts, size = jnp.diff(ragged.query_starts), problem.page_size
+    counts, size = jnp.diff(ragged.query_starts), stream.page_tokens(problem)
     first, last = (ragged.lengths - counts) // size, (ragged.lengths - 1) // size
     rows, nth, count = _items(jnp.where(prefills, last - first + 1, 0), write.most_pages(problem))
     return write.write(problem, rows, first[rows] + nth, count, new, pools, ragged)

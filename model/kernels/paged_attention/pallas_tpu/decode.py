@@ -48,9 +48,9 @@ def attend(
     cores = stream.cores(problem)
     tokens, heads, kv_heads = q.shape[0], problem.q_heads // cores, problem.kv_heads // cores
     token_bytes = kv_heads * problem.head_dim * problem.kv_dtype.itemsize
-    block_tokens = problem.blocks.decode_keys or min(_BLOCK_BYTES // token_bytes, _BLOCK_TOKENS)
-    block_tokens = min(block_tokens, problem.max_pages * problem.page_size)
-    block_pages = max(block_tokens // problem.page_size, 1)
+    block_rows = problem.blocks.decode_keys or min(_BLOCK_BYTES // token_bytes, _BLOCK_TOKENS)
+    block_rows = min(block_rows, problem.max_pages * problem.page_size)
+    block_pages = max(block_rows // problem.page_size, 1)
 
     def at_query(core, item, rows, count, lengths, queries, table):
         del count, lengths, table
@@ -143,7 +143,7 @@ def _kernel(
         pools, scratch, written = scratch[:2], scratch[2:-1], scratch[-1]
     item, items = pl.program_id(1), count[0]
     heads, head_dim = q_ref.shape[2:]
-    group, dtype = heads // kv_heads, stream.compute_dtype(problem)
+    group, dtype, page_tokens = heads // kv_heads, stream.compute_dtype(problem), stream.page_tokens(problem)
     pages = PageStream(
         problem,
         block_pages,
@@ -159,16 +159,16 @@ def _kernel(
         row = rows[item]
         first = 0
         if problem.sliding_window is not None:
-            first = jnp.maximum(lengths[row] - problem.sliding_window, 0) // problem.page_size
-        return Span(row, first, (lengths[row] + problem.page_size - 1) // problem.page_size)
+            first = jnp.maximum(lengths[row] - problem.sliding_window, 0) // page_tokens
+        return Span(row, first, (lengths[row] + page_tokens - 1) // page_tokens)
 
     @pl.when(item < items)
     def _():
         length = lengths[rows[item]]
         q = q_ref[0, 0].astype(dtype)
 
-        page = table[rows[item] * problem.max_pages + (length - 1) // problem.page_size]
-        offset = (length - 1) % problem.page_size
+        page = table[rows[item] * problem.max_pages + (length - 1) // page_tokens]
+        offset = (length - 1) % page_tokens
 
         def visit(slot, first_key, state):
             peak, total, weighted = state
@@ -177,14 +177,14 @@ def _kernel(
 
                 @pl.when(valid <= pages.block_tokens)
                 def _append():
-                    pages.append(slot, (valid - 1) // problem.page_size, offset, *(x.at[0, 0] for x in new))
+                    pages.append(slot, (valid - 1) // page_tokens, offset, *(x.at[0, 0] for x in new))
 
-            pages.clear_values(slot, valid)
+            pages.clear_rest(slot, valid)
             if writes:
 
                 @pl.when(valid <= pages.block_tokens)
                 def _write_back():
-                    for copy in pages.write_back(slot, (valid - 1) // problem.page_size, page, offset, written):
+                    for copy in pages.write_back(slot, (valid - 1) // page_tokens, page, offset, written):
                         copy.start()
 
             # All query heads against the keys of each KV head, of which a group's rows count: the matrix unit has rows
@@ -199,7 +199,7 @@ def _kernel(
             scores = scores * problem.scale
             if problem.soft_cap is not None:
                 scores = problem.soft_cap * jnp.tanh(scores / problem.soft_cap)
-            key = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+            key = stream.key_of(problem, scores.shape, 1)
             seen = key < valid
             if problem.sliding_window is not None:
                 seen &= key >= valid - problem.sliding_window
@@ -224,10 +224,13 @@ def _kernel(
         if writes:
             for copy in pages.write_back(0, 0, page, offset, written):
                 copy.wait()
-        out_ref[0, 0] = (weighted / total).astype(out_ref.dtype)
+        # Queries of one parity see nothing where the row has one token.
+        divisor = jnp.where(total > 0, total, 1.0)
+        lse = jnp.where(total > 0, peak + jnp.log(divisor), -jnp.inf)
+        out_ref[0, 0] = (weighted / divisor).astype(out_ref.dtype)
         # A column into a row, without a transposition.
         row, column = (lax.broadcasted_iota(jnp.int32, (heads, heads), axis) for axis in (0, 1))
-        lse_ref[0, 0] = jnp.sum(jnp.where(row == column, peak + jnp.log(total), 0.0), axis=0, keepdims=True)
+        lse_ref[0, 0] = jnp.sum(jnp.where(row == column, lse, 0.0), axis=0, keepdims=True)
 
 
 def _scaled(x: jax.Array, scales: jax.Array | None, seen: jax.Array | None = None) -> jax.Array:

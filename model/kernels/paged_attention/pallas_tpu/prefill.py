@@ -130,7 +130,7 @@ def _kernel(problem: Problem, block_pages: int, kv_heads: int, rows, blocks, cou
     (q_ref, *pools), (out_ref, lse_ref, q_scratch, *state), scratch = refs[:n], refs[n : n + 6], refs[n + 6 :]
     peak_ref, total_ref, weighted_ref = state
     item, items = pl.program_id(1), count[0]
-    size, group = problem.head_dim, problem.group
+    size, group, page_tokens = problem.head_dim, problem.group, stream.page_tokens(problem)
     block, dtype = q_ref.shape[0], q_scratch.dtype
     pages = PageStream(
         problem,
@@ -153,8 +153,8 @@ def _kernel(problem: Problem, block_pages: int, kv_heads: int, rows, blocks, cou
         first_query, stop = positions(item)
         first = 0
         if problem.sliding_window is not None:
-            first = jnp.maximum(first_query - problem.sliding_window + 1, 0) // problem.page_size
-        return Span(rows[item], first, (stop + problem.page_size - 1) // problem.page_size)
+            first = jnp.maximum(first_query - problem.sliding_window + 1, 0) // page_tokens
+        return Span(rows[item], first, (stop + page_tokens - 1) // page_tokens)
 
     @pl.when(item < items)
     def _():
@@ -174,7 +174,7 @@ def _kernel(problem: Problem, block_pages: int, kv_heads: int, rows, blocks, cou
             return jnp.where((position >= first_query) & (position < stop), position, -1)
 
         def visit(slot, first_key, nothing):
-            pages.clear_values(slot, stop - first_key)
+            pages.clear_rest(slot, stop - first_key)
 
             def one_head(head, nothing):
                 scores = stream.dot(q_scratch[head], pages.keys(slot, head, dtype), 1) * problem.scale
@@ -183,7 +183,7 @@ def _kernel(problem: Problem, block_pages: int, kv_heads: int, rows, blocks, cou
                 if problem.soft_cap is not None:
                     scores = problem.soft_cap * jnp.tanh(scores / problem.soft_cap)
                 position = owned_position(scores.shape)
-                key = first_key + lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+                key = first_key + stream.key_of(problem, scores.shape, block)
                 seen = key <= position
                 if problem.sliding_window is not None:
                     seen &= key > position - problem.sliding_window

@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from model.kernels.paged_attention import target
+from model.kernels.paged_attention.merge import merge
 from model.kernels.paged_attention.problem import Pools, Problem
 
 
@@ -46,7 +47,7 @@ class PageStream:
     @property
     def block_tokens(self) -> int:
         """Keys in a block."""
-        return self.block_pages * self.problem.page_size
+        return self.block_pages * page_tokens(self.problem)
 
     def walk(
         self, here: Span, following: Span, is_first: jax.Array, is_last: jax.Array, visit: Callable, state: Any
@@ -77,7 +78,7 @@ class PageStream:
                 self._each_copy("start", 1 - slot, following, 0)
 
             self._each_copy("wait", slot, here, block)
-            return visit(slot, (here.first + block * self.block_pages) * self.problem.page_size, state)
+            return visit(slot, (here.first + block * self.block_pages) * page_tokens(self.problem), state)
 
         state = lax.fori_loop(0, blocks, step, state)
         self.turn[0] = (turn + blocks) % 2
@@ -115,22 +116,25 @@ class PageStream:
             v = jnp.where(token < valid, v, 0.0)
         return v.astype(dtype)
 
-    def clear_values(self, slot, valid) -> None:
-        """Zeroes the values in VMEM from token `valid` of the block on: 0 times what is there might be NaN.
+    def clear_rest(self, slot, valid) -> None:
+        """Zeroes what is in VMEM from token `valid` of the block on: the values, as 0 times what is there might be NaN.
 
         Once, in the last block of a span, and cheaper there than a select in every block; one-byte floats cannot be
         stored on every chip, so `values` has that select for them.
         """
         if self.problem.quantized:
             return
-        buffer, size = self.buffers[1], self.problem.page_size
+        size = page_tokens(self.problem)
+        # The key of a token is multiplied by the queries of the other in its row too, where those are 0.
+        cleared = self.buffers[:2] if self.problem.row_tokens > 1 else self.buffers[1:2]
 
         @pl.when(valid < self.block_tokens)
         def _():
             def one_page(page, _):
-                v = buffer[slot, page].astype(jnp.float32)
-                token = page * size + lax.broadcasted_iota(jnp.int32, v.shape, 1)
-                buffer[slot, page] = jnp.where(token < valid, v, 0.0).astype(buffer.dtype)
+                for buffer in cleared:
+                    x = buffer[slot, page].astype(jnp.float32)
+                    token = page * size + token_of(self.problem, x.shape)
+                    buffer[slot, page] = jnp.where(token < valid, x, 0.0).astype(buffer.dtype)
                 return _
 
             lax.fori_loop(jnp.maximum(valid, 0) // size, self.block_pages, one_page, 0)
@@ -143,7 +147,7 @@ class PageStream:
                 here = (slot, index, head, pl.ds(start, rows))
                 tile = buffer[*here].astype(jnp.float32)
                 new = row[pl.ds(head, 1), :].astype(jnp.float32)
-                token = start + lax.broadcasted_iota(jnp.int32, tile.shape, 0)
+                token = start * self.problem.row_tokens + token_of(self.problem, tile.shape)
                 buffer[*here] = jnp.where(token == offset, new, tile).astype(buffer.dtype)
 
     def write_back(self, slot, index, page, offset, written: Any) -> list[Any]:
@@ -158,9 +162,9 @@ class PageStream:
         ]
 
     def _tile_of(self, offset) -> tuple[Any, int]:
-        """First slot of the tile that holds slot `offset` of a page, and how many slots a tile has."""
+        """First row of the tile that holds slot `offset` of a page, and how many rows a tile has."""
         rows = tile_rows(self.problem)
-        return pl.multiple_of(offset // rows * rows, rows), rows
+        return pl.multiple_of(offset // (rows * self.problem.row_tokens) * rows, rows), rows
 
     def scales(self, which: int, slot, head) -> jax.Array | None:
         """Scales of one head's keys (0) or values (1) in a block, `[1, block_tokens]`; None where there are none."""
@@ -193,7 +197,7 @@ class PageStream:
         tokens = buffer[slot, :, head]
         if self.problem.quantized:
             tokens = tokens.astype(jnp.float32)
-        return tokens.reshape(self.block_tokens, self.problem.head_dim)
+        return tokens.reshape(self.block_pages * self.problem.page_size, self.problem.head_dim)
 
 
 def scratch_shapes(problem: Problem, block_pages: int, heads: int) -> list[Any]:
@@ -205,6 +209,55 @@ def scratch_shapes(problem: Problem, block_pages: int, heads: int) -> list[Any]:
         rows = pl.cdiv((heads if split else problem.kv_heads) * problem.page_size, LANES)
         buffers += [pltpu.VMEM((2, block_pages, rows, LANES), jnp.float32)] * 2
     return [*buffers, pltpu.SemaphoreType.DMA((2,)), pltpu.SMEM((1,), jnp.int32)]
+
+
+def packed(problem: Problem) -> Problem:
+    """A problem whose pools keep two tokens in a row, as the kernels see it: rows of 128, each with twice the queries.
+
+    `page_size` counts rows. Of the queries of a KV head the first half sees the tokens of the first lanes only, and the
+    second those of the others; `spread` makes them, and `joined` merges what they found.
+    """
+    rows, lanes = problem.page_size // problem.row_tokens, problem.head_dim * problem.row_tokens
+    return dataclasses.replace(problem, page_size=rows, head_dim=lanes, q_heads=problem.q_heads * problem.row_tokens)
+
+
+def spread(problem: Problem, q: jax.Array) -> jax.Array:
+    """Queries `[tokens, q_heads, head_dim]` of a packed problem's original as `[tokens, 2 q_heads, 2 head_dim]`."""
+    q = q.reshape(q.shape[0], problem.kv_heads, problem.group, problem.head_dim)
+    first, second = (jnp.pad(q, ((0, 0), (0, 0), (0, 0), pad)) for pad in ((0, q.shape[3]), (q.shape[3], 0)))
+    return jnp.stack([first, second], 2).reshape(q.shape[0], 2 * problem.q_heads, 2 * problem.head_dim)
+
+
+def joined(problem: Problem, out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(out `[tokens, q_heads, head_dim]`, lse `[tokens, q_heads]`) of what spread queries found."""
+    shape, size = (out.shape[0], problem.kv_heads, 2, problem.group), problem.head_dim
+    out = out.reshape(*shape, 2 * size)
+    outs = jnp.stack([out[:, :, 0, :, :size], out[:, :, 1, :, size:]])
+    out, lse = merge(outs, jnp.moveaxis(lse.reshape(shape), 2, 0))
+    return out.reshape(-1, problem.q_heads, size), lse.reshape(-1, problem.q_heads)
+
+
+def page_tokens(problem: Problem) -> int:
+    """Tokens of a page."""
+    return problem.page_size * problem.row_tokens
+
+
+def token_of(problem: Problem, shape: tuple[int, ...]) -> jax.Array:
+    """The token in each element of keys or values `[..., rows, lanes]`, counted from the first row's first."""
+    row = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 2)
+    if problem.row_tokens == 1:
+        return row
+    lane = lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    return row * problem.row_tokens + lane // (shape[-1] // problem.row_tokens)
+
+
+def key_of(problem: Problem, shape: tuple[int, ...], queries: int) -> jax.Array:
+    """The token of each score `[heads * queries, keys]`; spread queries see one token of a row."""
+    key = lax.broadcasted_iota(jnp.int32, shape, 1)
+    if problem.row_tokens == 1:
+        return key
+    head = lax.broadcasted_iota(jnp.int32, shape, 0) // queries % problem.group
+    return key * problem.row_tokens + head // (problem.group // problem.row_tokens)
 
 
 def lanes_of(scale: jax.Array) -> jax.Array:
@@ -232,21 +285,22 @@ def pools_in_use(pools: Pools) -> tuple[jax.Array, ...]:
 
 
 def tile_rows(problem: Problem) -> int:
-    """Tokens in a tile of the pools, 32 bytes of each lane: the least that can be copied."""
+    """Rows in a tile of the pools, 32 bytes of each lane: the least that can be copied."""
     return 32 // problem.kv_dtype.itemsize
 
 
 def kv_token_bytes(problem: Problem) -> int:
     """Bytes in HBM of one token's keys and values, all heads, with their scales."""
-    return 2 * problem.kv_heads * (problem.head_dim * problem.kv_dtype.itemsize + (4 if problem.quantized else 0))
+    values = problem.head_dim // problem.row_tokens * problem.kv_dtype.itemsize
+    return 2 * problem.kv_heads * (values + (4 if problem.quantized else 0))
 
 
 def most_keys(problem: Problem, queries: int) -> int:
     """Keys that a block of `queries` of one row reads at most."""
-    keys = problem.max_pages * problem.page_size
+    keys = problem.max_pages * page_tokens(problem)
     if problem.sliding_window is None:
         return keys
-    return min(keys, problem.sliding_window + queries - 1 + problem.page_size)
+    return min(keys, problem.sliding_window + queries - 1 + page_tokens(problem))
 
 
 def compute_dtype(problem: Problem) -> Any:

@@ -19,7 +19,7 @@ from model.kernels.paged_attention.problem import NewKV, Pools, Problem, Ragged
 
 def most_pages(problem: Problem) -> int:
     """Pages that the chunks of a batch touch at most: every chunk, of two tokens or more, may begin and end in one."""
-    return problem.tokens // problem.page_size + 2 * min(problem.rows, max(problem.tokens // 2, 1))
+    return problem.tokens // stream.page_tokens(problem) + 2 * min(problem.rows, max(problem.tokens // 2, 1))
 
 
 def write(
@@ -43,7 +43,7 @@ def write(
       pools: as everywhere, of unscaled values.
       ragged: as everywhere.
     """
-    size, width = problem.page_size, problem.kv_heads * problem.head_dim
+    size, width = stream.page_tokens(problem), problem.kv_heads * problem.head_dim
     last_block = (problem.tokens - 1) // size
 
     def first_token(item, rows, indices, lengths, starts):
@@ -59,7 +59,7 @@ def write(
         del count, lengths, starts
         return jnp.clip(table[rows[item] * problem.max_pages + indices[item]], 0, problem.pages - 1), 0, 0, 0
 
-    page = pl.BlockSpec((1, problem.kv_heads, size, problem.head_dim), at_page)
+    page = pl.BlockSpec((1, problem.kv_heads, problem.page_size, problem.head_dim), at_page)
     tokens = [pl.BlockSpec((size, width), functools.partial(at_block, nth)) for nth in (0, 1)]
     pool_bytes = problem.tokens * width * problem.kv_dtype.itemsize
     call = pl.pallas_call(
@@ -69,6 +69,7 @@ def write(
             grid=(rows.shape[0],),
             in_specs=[*tokens, *tokens, page, page],
             out_specs=[page, page],
+            scratch_shapes=[pltpu.VMEM((size, problem.head_dim), jnp.float32)],
         ),
         out_shape=[result_type(pool.shape, pool.dtype, like=pool) for pool in pools[:2]],
         input_output_aliases={6 + 4: 0, 6 + 5: 1},
@@ -86,7 +87,8 @@ def write(
 
 def _kernel(problem: Problem, first_token, rows, indices, count, lengths, starts, table, *refs):
     del table
-    size, item = problem.page_size, pl.program_id(0)
+    *refs, scratch = refs
+    size, item = stream.page_tokens(problem), pl.program_id(0)
     row = rows[item]
     first = first_token(item, rows, indices, lengths, starts)
     shift = first % size
@@ -96,6 +98,12 @@ def _kernel(problem: Problem, first_token, rows, indices, count, lengths, starts
             lanes = slice(head * problem.head_dim, (head + 1) * problem.head_dim)
             both = jnp.concatenate([early[:, lanes], late[:, lanes]]).astype(jnp.float32)
             new = pltpu.roll(both, (2 * size - shift) % (2 * size), 0)[:size]
-            token = first + lax.broadcasted_iota(jnp.int32, new.shape, 0)
+            if problem.row_tokens > 1:
+                # Each token comes in all lanes of a row; of every two, one has the first lanes and one the others.
+                scratch[...] = new
+                even, odd = (scratch[pl.ds(start, size // 2, stride=2)] for start in (0, 1))
+                lane = lax.broadcasted_iota(jnp.int32, even.shape, 1)
+                new = jnp.where(lane < problem.head_dim // 2, even, odd)
+            token = first + stream.token_of(problem, new.shape)
             mine = (token >= starts[row]) & (token < starts[row + 1]) & (count[0] > 0)
             out[0, head] = jnp.where(mine, new, page[0, head].astype(jnp.float32)).astype(out.dtype)

@@ -69,7 +69,9 @@ def test_chunks_beside_decode_rows_copy_no_pool(chip: str, name: str) -> None:
 
 
 @every_chip
-@pytest.mark.parametrize("step", [DECODES["bf16"], CHUNKS["bf16"]], ids=["decode", "mixed"])
+@pytest.mark.parametrize(
+    "step", [DECODES["bf16"], DECODES["head_dim 64"], CHUNKS["bf16"]], ids=["decode", "head_dim 64", "mixed"]
+)
 def test_a_layer_loop_writes_and_attends_in_place(chip: str, step: Step) -> None:
     layers = 4
 
@@ -86,9 +88,10 @@ def test_a_layer_loop_writes_and_attends_in_place(chip: str, step: Step) -> None
     compiled = compile_for(chip, run, arguments, donate=(0,))
     decodes = step.max_query_len == 1
     assert compiled.as_text().count("tpu_custom_call") == (1 if decodes else 3)
-    # Beside a chunk its queries and results; no layer's pool is copied.
+    # Beside a chunk its queries and results, and those of heads of 64 four times as large; no layer's pool is copied.
     temp, most = compiled.memory_analysis().temp_size_in_bytes, 4 * step.page_bytes
     most += 0 if decodes else 4 * (step.q_bytes + step.lse_bytes)
+    most += 2 * 4 * step.q_bytes if step.head_dim == 64 else 0
     assert temp < most < layers * step.kv_bytes / 20
 
 

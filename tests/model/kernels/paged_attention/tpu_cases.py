@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from model.kernels.paged_attention import paged_attention, scales_shape, write_and_attend
+from model.kernels.paged_attention import paged_attention, pool_shape, scales_shape, write_and_attend
 from tests.model.kernels.paged_attention import cases
 
 
@@ -54,10 +54,12 @@ class Step:
 
         max_pages = self.context // self.page_size
         pages = self.rows * max_pages
-        pool = array((pages, self.kv_heads, self.page_size, self.head_dim), self.kv_dtype)
+        shape = (pages, self.kv_heads, self.page_size, self.head_dim)
+        one_byte = jnp.dtype(self.kv_dtype).itemsize == 1
+        pool = array(shape if one_byte else pool_shape(*shape), self.kv_dtype)
         cache: cases.Cache | cases.QuantizedCache = cases.Cache(pool, pool)
-        if jnp.dtype(self.kv_dtype).itemsize == 1:
-            scale = array(scales_shape(*pool.shape[:3]), jnp.float32)
+        if one_byte:
+            scale = array(scales_shape(*shape[:3]), jnp.float32)
             cache = cases.QuantizedCache(pool, pool, scale, scale)
         return cases.Batch(
             array((self.tokens, self.q_heads, self.head_dim), jnp.bfloat16),
@@ -80,11 +82,13 @@ DECODES = {
     "fp8": Step(kv_dtype="float8_e4m3fn"),
     "window": Step(sliding_window=1024),
     "MQA": Step(kv_heads=1, page_size=16),
+    "head_dim 64": Step(head_dim=64),
     "head_dim 256": Step(rows=8, tokens=8, q_heads=8, head_dim=256),
 }
 CHUNKS = {
     "bf16": Step(rows=8, tokens=512, max_query_len=505),
     "int8": Step(rows=8, tokens=64, max_query_len=57, kv_dtype="int8"),
+    "head_dim 64": Step(rows=8, tokens=64, max_query_len=57, head_dim=64),
     "MHA, head_dim 256": Step(rows=8, tokens=64, max_query_len=57, q_heads=8, head_dim=256),
 }
 
