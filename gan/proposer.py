@@ -26,7 +26,8 @@ class ProposerConfig:
 
     Attributes:
         steps: updates of each network; 0 leaves both as they were drawn.
-        learn_generator: whether G learns; without, it stays a genetic crossover.
+        learn_generator: whether G learns; without, it stays a genetic crossover. One that learns is drawn anew at every
+            restart.
         adversarial: weight of D's logit in the liking of a child and in G's loss; 0 plays no game, D only predicts.
         restraint: weight of the mean squared shift of G's odds, which keeps its children diverse.
         noise: standard deviation of the instance noise on chips.
@@ -67,10 +68,12 @@ class Proposer:
     """Owns both networks of one search."""
 
     def __init__(self, problem: Problem, config: ProposerConfig, seed: int) -> None:
-        rngs = nnx.Rngs(seed)
+        self._rngs = nnx.Rngs(seed)
         self._problem = problem
-        generator, generator_weights = split(Recombiner(rngs, problem.chips))
-        discriminator, discriminator_weights = split(CorrelationDiscriminator(rngs, problem.shape, spectral=False))
+        generator, generator_weights = split(Recombiner(self._rngs, problem.chips))
+        discriminator, discriminator_weights = split(
+            CorrelationDiscriminator(self._rngs, problem.shape, spectral=False)
+        )
         self._game = _Game(problem, config, generator, discriminator)
         self._networks = _Networks(
             generator_weights,
@@ -79,6 +82,14 @@ class Proposer:
             _optimizer(config.learning_rate).init(discriminator_weights),
         )
         self._key = jax.random.key(seed)
+
+    def renew_generator(self) -> None:
+        """Draws a G that learns anew: what it has learned of one population narrows its children of the next."""
+        config = self._game.config
+        if config.learn_generator:
+            _, weights = split(Recombiner(self._rngs, self._problem.chips))
+            optimizer = _optimizer(config.generator_learning_rate).init(weights)
+            self._networks = dataclasses.replace(self._networks, generator=weights, generator_optimizer=optimizer)
 
     def propose(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Children int8 `[B, L]` of parents int8 `[B, L]` each."""

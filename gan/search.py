@@ -21,7 +21,7 @@ class SearchConfig:
         screening: children drawn per child evaluated; D picks. 1 evaluates what G draws.
         flips: neighbours evaluated per polishing step; 0 does not polish.
         polish_steps: at most so many steps per child.
-        patience: generations without a new best after which the elites are drawn anew; the networks stay.
+        patience: generations without a new best after which the elites are drawn anew, and a G that learns; D stays.
         recombine: whether children have two parents; without, G only mutates.
         memory: evaluated codes from which D learns to predict, the newest ones.
     """
@@ -73,7 +73,8 @@ class _Search:
         return self._stale < self._config.patience
 
     def restart(self) -> None:
-        """Begins anew from random codes; what the networks know stays."""
+        """Begins anew from random codes; what D knows stays, a G that learns is drawn anew."""
+        self._proposer.renew_generator()
         self._elites = self._problem.gauge(self._problem.random(self._rng, self._config.elites))
         self._scores = self._ledger.evaluate(self._elites)
         self._stale = 0

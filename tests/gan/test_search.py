@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from gan import search
 from gan.ledger import Ledger
 from gan.polish import polish, predicted_gains
 from gan.problems import problem
+from gan.proposer import Proposer
 from gan.search import SearchConfig
 
 SMALL = SearchConfig(elites=40, children=20, screening=8)
@@ -54,6 +56,25 @@ def test_polishing_pays_for_gradients_and_neighbours(rng: np.random.Generator) -
     assert ledger.evaluations == before + 30 + len(neighbours)
     assert (reached >= scores).all()
     np.testing.assert_allclose(mmf.score(polished), reached, rtol=1e-5)
+
+
+def test_a_restart_draws_a_generator_that_learns_anew(rng: np.random.Generator) -> None:
+    mmf = problem("mmf", 13)
+    parents = mmf.random(rng, 64)
+
+    def weights(proposer: Proposer) -> list[np.ndarray]:
+        return [np.array(leaf) for leaf in jax.tree.leaves(proposer._networks.generator)]
+
+    fixed = Proposer(mmf, SMALL.proposer, seed=0)
+    drawn = weights(fixed)
+    fixed.renew_generator()
+    assert all((a == b).all() for a, b in zip(drawn, weights(fixed), strict=True))
+    proposer = Proposer(mmf, dataclasses.replace(SMALL.proposer, learn_generator=True, steps=2), seed=0)
+    proposer.learn(parents, parents, np.zeros(64, np.float32), rng)
+    learned = weights(proposer)
+    proposer.renew_generator()
+    assert any((a != b).any() for a, b in zip(learned, weights(proposer), strict=True))
+    assert not any(np.any(moment) for moment in jax.tree.leaves(proposer._networks.generator_optimizer))
 
 
 def test_a_generation_without_learning_still_searches() -> None:
