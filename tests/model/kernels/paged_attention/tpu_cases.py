@@ -42,6 +42,11 @@ class Step:
         return self.tokens * self.q_heads * self.head_dim * 2
 
     @property
+    def spread_bytes(self) -> int:
+        """Of the queries beside those that a kernel takes: four times as many bytes where two tokens share a row."""
+        return self.q_bytes * (5 if self.head_dim == 64 else 1)
+
+    @property
     def lse_bytes(self) -> int:
         """Of the results' log-sum-exps in float32, heads in whole tiles of 128 lanes."""
         return self.tokens * -(-self.q_heads // 128) * 128 * 4
