@@ -21,6 +21,11 @@ pytestmark = pytest.mark.skipif(
 every_chip = pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 
 
+def slowly(names, slow: set[str]) -> list:
+    """The names as parameters; what each compiles beyond the others takes seconds for each chip."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_tpu_here():
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +51,7 @@ def compile_for(chip: str, function, arguments, donate: tuple[int, ...] = ()):
 
 
 @every_chip
-@pytest.mark.parametrize("name", DECODES)
+@pytest.mark.parametrize("name", slowly(DECODES, {"fp8", "int8, page 128", "int8, page 32"}))
 def test_decode_moves_the_kv_once_and_copies_nothing(chip: str, name: str) -> None:
     step = DECODES[name]
     compiled = compile_for(chip, step.attend, lambda sharding: [step.batch(sharding)])
@@ -59,7 +64,7 @@ def test_decode_moves_the_kv_once_and_copies_nothing(chip: str, name: str) -> No
 
 
 @every_chip
-@pytest.mark.parametrize("name", CHUNKS)
+@pytest.mark.parametrize("name", slowly(CHUNKS, {"int8", "head_dim 64"}))
 def test_chunks_beside_decode_rows_copy_no_pool(chip: str, name: str) -> None:
     step = CHUNKS[name]
     compiled = compile_for(chip, step.attend, lambda sharding: [step.batch(sharding)])
@@ -72,7 +77,12 @@ def test_chunks_beside_decode_rows_copy_no_pool(chip: str, name: str) -> None:
 
 @every_chip
 @pytest.mark.parametrize(
-    "step", [DECODES["bf16"], DECODES["head_dim 64"], CHUNKS["bf16"]], ids=["decode", "head_dim 64", "mixed"]
+    "step",
+    [
+        pytest.param(DECODES["bf16"], id="decode"),
+        pytest.param(DECODES["head_dim 64"], id="head_dim 64", marks=pytest.mark.slow),
+        pytest.param(CHUNKS["bf16"], id="mixed", marks=pytest.mark.slow),
+    ],
 )
 def test_a_layer_loop_writes_and_attends_in_place(chip: str, step: Step) -> None:
     layers = 4
