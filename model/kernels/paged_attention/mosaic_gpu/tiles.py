@@ -6,6 +6,7 @@ that key comes, so the mask alone decides what is attended.
 """
 
 import dataclasses
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ LOG2_E = math.log2(math.e)
 _ROWS = plgpu.Layout.TILED(
     mgpu.fragmented_array.Tiling(((8, 32), (8, 8), (2,))), warp_dims=(-4,), lane_dims=(-3, -2), vector_dim=-1
 )
+# Older versions of jax take an index, newer ones only the reference.
+_WHOLE = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +154,7 @@ def widened(tile: Tile, block: Block, wide_smem: Any) -> Any:
     layout = plgpu.Layout.WGMMA_UPCAST_2X
     for start in range(0, tile.head_dim, 64):
         part = (slice(None), pl.ds(start, 64))
-        values = block.values[*part] if tile.interpret else plgpu.load(block.values.at[*part], (), layout=layout)
+        values = _load(tile, block.values.at[*part], layout)
         if jnp.issubdtype(tile.kv_dtype, jnp.floating):
             # The one conversion of such bytes that the hardware has; bfloat16 takes a detour.
             values = values.astype(jnp.float16)
@@ -163,10 +166,14 @@ def widened(tile: Tile, block: Block, wide_smem: Any) -> Any:
 
 def _scales(tile: Tile, block: Block, shape: tuple[int, ...]) -> jax.Array:
     """The scales of a block's keys, one for each column."""
+    return lax.broadcast_in_dim(_load(tile, block.scales, plgpu.Layout.WGMMA.reduce(0)), shape, [1])
+
+
+def _load(tile: Tile, ref: Any, layout: Any) -> jax.Array:
+    """What `ref` holds, in registers of this layout."""
     if tile.interpret:
-        return lax.broadcast_in_dim(block.scales[...], shape, [1])
-    scales = plgpu.load(block.scales, (), layout=plgpu.Layout.WGMMA.reduce(0))
-    return lax.broadcast_in_dim(scales, shape, [1])
+        return ref[...]
+    return plgpu.load(ref, *_WHOLE, layout=layout)
 
 
 def matmul(acc: jax.Array | None, a: Any, b_smem: Any, *, transpose_b: bool, interpret: bool) -> jax.Array:
@@ -260,7 +267,7 @@ def add_values(tile: Tile, state: State, weights: jax.Array, values: Block, v_sm
 
 def zero_values_after(tile: Tile, v_smem: Any, block: jax.Array, last: jax.Array) -> None:
     """Zeroes a block's values past token `last`: slots that were never written may hold NaN, and 0 * NaN is NaN."""
-    values = v_smem[...] if tile.interpret else plgpu.load(v_smem, (), layout=_ROWS)
+    values = _load(tile, v_smem, _ROWS)
     token = lax.broadcasted_iota(jnp.int32, values.shape, 0)
     token = (token if tile.interpret else plgpu.layout_cast(token, _ROWS)) + block * tile.keys
     v_smem[...] = jnp.where(token <= last, values, jnp.zeros_like(values))
