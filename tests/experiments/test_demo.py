@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -80,6 +81,15 @@ def test_the_demo_serves_replays_and_reports(tmp_path: pathlib.Path) -> None:
     assert sum(word in known for word in words) > 0.9 * len(words)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Who runs in the background of a shell ignores SIGINT, and so would the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_demo_leaves_no_server(tmp_path: pathlib.Path) -> None:
     demo = Demo(tmp_path)
     demo.wait_for("Loading")

@@ -16,6 +16,7 @@ def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_small_page_has_all_tables_within_their_budgets(tmp_path: pathlib.Path) -> None:
     done = run(
         tmp_path,

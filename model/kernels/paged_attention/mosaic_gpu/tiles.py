@@ -183,6 +183,8 @@ def matmul(acc: jax.Array | None, a: Any, b_smem: Any, *, transpose_b: bool, int
     """
     if interpret:
         product = jnp.dot(a[...], b_smem[...].T if transpose_b else b_smem[...], preferred_element_type=jnp.float32)
+        # wgmma reads as TMA writes; a plain read must be committed before a copy may overwrite what it has read.
+        plgpu.commit_smem()
         return product if acc is None else acc + product
     b = _transposed(b_smem) if transpose_b else b_smem
     if acc is None:
@@ -267,10 +269,13 @@ def add_values(tile: Tile, state: State, weights: jax.Array, values: Block, v_sm
 
 def zero_values_after(tile: Tile, v_smem: Any, block: jax.Array, last: jax.Array) -> None:
     """Zeroes a block's values past token `last`: slots that were never written may hold NaN, and 0 * NaN is NaN."""
-    values = _load(tile, v_smem, _ROWS)
-    token = lax.broadcasted_iota(jnp.int32, values.shape, 0)
-    token = (token if tile.interpret else plgpu.layout_cast(token, _ROWS)) + block * tile.keys
-    v_smem[...] = jnp.where(token <= last, values, jnp.zeros_like(values))
+    # By parts, or those of wide heads would not fit the registers beside a tile's sums.
+    for start in range(0, tile.head_dim, 64):
+        part = (slice(None), pl.ds(start, 64))
+        values = _load(tile, v_smem.at[*part], _ROWS)
+        token = lax.broadcasted_iota(jnp.int32, values.shape, 0)
+        token = (token if tile.interpret else plgpu.layout_cast(token, _ROWS)) + block * tile.keys
+        v_smem[*part] = jnp.where(token <= last, values, jnp.zeros_like(values))
     plgpu.commit_smem()
 
 
