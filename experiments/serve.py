@@ -120,6 +120,7 @@ def main(argv: list[str]) -> None:
         vocab_size=config.vocab_size,
         max_open_requests=MAX_OPEN.value,
     )
+    bound.listen()  # who connects as soon as the next line is read must not be refused
     console.print(
         f"Serving {name} at {url_of(bound)}: {config.parameter_count / 1e6:.1f} M parameters, context "
         f"{engine.max_model_len} tokens, {engine.stats().pages_total} KV pages of {sizes.page_size} tokens."

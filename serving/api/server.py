@@ -14,7 +14,7 @@ class ServerError(Exception):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to `host:port`, which clients cannot reach before `serve`; port 0 takes a free one.
+    """A socket bound to `host:port`, which clients cannot reach before it listens; port 0 takes a free one.
 
     Raises ServerError if the address cannot be had, so that nothing is loaded in vain.
     """
