@@ -307,13 +307,12 @@ def test_wrong_routes(server: ServerProcess) -> None:
 
 
 def test_many_clients_get_what_each_gets_alone(client: openai.OpenAI, server: ServerProcess) -> None:
+    # Greedy: batch mates may change the rounding of logits, and a draw at a boundary is then another token.
     prompts = [PROMPT[start:] + PROMPT[:start] for start in range(0, 48, 3)]
-    alone = [complete(client, prompt, seed=3, temperature=0.8).choices[0].text for prompt in prompts]
+    alone = [complete(client, prompt, temperature=0.0).choices[0].text for prompt in prompts]
 
     def streamed(prompt: str) -> str:
-        return "".join(
-            chunk.choices[0].text for chunk in complete(client, prompt, seed=3, temperature=0.8, stream=True)
-        )
+        return "".join(chunk.choices[0].text for chunk in complete(client, prompt, temperature=0.0, stream=True))
 
     with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
         together = list(pool.map(streamed, prompts))
