@@ -9,7 +9,7 @@ import shutil
 
 from absl import app, flags
 
-from experiments.common import model_flags
+from experiments.common import mesh_flags, model_flags
 from experiments.common.flags import SEED
 from experiments.common.results import print_table
 from model.checkpoints import CheckpointError, load, save, save_hf
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     if target.exists() and any(target.iterdir()):
         raise SystemExit(f"`--target={target}` is not empty. Name a new folder.")
     try:
-        config, model = load(SOURCE.value, model_flags.flagged_mesh(), model_flags.DTYPE.value, SEED.value)
+        config, model = load(SOURCE.value, mesh_flags.flagged_mesh(), model_flags.DTYPE.value, SEED.value)
         if TO.value == "hf":
             save_hf(target, model)
         else:

@@ -16,7 +16,8 @@ from absl import app, flags
 from tqdm import tqdm
 
 from experiments.common.flags import SEED, out_folder
-from experiments.common.model_flags import DTYPE, MESH, flagged_mesh
+from experiments.common.mesh_flags import MESH, flagged_mesh
+from experiments.common.model_flags import DTYPE
 from experiments.common.results import print_table, start_meta, write_result
 from model.checkpoints import load_hf
 from model.tokenizer import Tokenizer

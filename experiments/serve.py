@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.common import flags as common
-from experiments.common import model_flags
+from experiments.common import mesh_flags, model_flags
 from experiments.common.process import with_huge_pages
 from model.checkpoints import CheckpointError, load
 from model.config import ConfigError
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
         sizes = engine_config()
         bound = bind(HOST.value, PORT.value)
         console.print(f"Loading {MODEL.value} ...")
-        mesh = model_flags.flagged_mesh()
+        mesh = mesh_flags.flagged_mesh()
         config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, common.SEED.value)
         tokenizer = tokenizer_for(MODEL.value)
         engine = Engine(config, model, sizes, mesh=mesh, eos_ids={*tokenizer.eos_ids, *config.eos_ids})

@@ -19,7 +19,8 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.common.flags import SEED, out_folder
-from experiments.common.model_flags import DTYPE, flagged_mesh
+from experiments.common.mesh_flags import flagged_mesh
+from experiments.common.model_flags import DTYPE
 from experiments.common.plots import save_curves
 from experiments.common.results import print_table, start_meta, write_result
 from model.checkpoints import load_hf, save_hf

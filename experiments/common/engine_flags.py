@@ -8,7 +8,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from experiments.common import flags as common
-from experiments.common import model_flags
+from experiments.common import mesh_flags, model_flags
 from experiments.common.engine_calibration import CalibrationOptions
 from model.checkpoints import CheckpointError, load
 from model.config import ConfigError
@@ -65,7 +65,7 @@ def make_engine(repeats: int) -> tuple[Engine, CalibrationOptions]:
         jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
-        mesh = model_flags.flagged_mesh()
+        mesh = mesh_flags.flagged_mesh()
         config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, common.SEED.value)
         engine = Engine(config, model, engine_config(), mesh=mesh)
     except (CheckpointError, ConfigError, EngineError, MeshError) as error:

@@ -2,10 +2,6 @@
 
 from absl import flags
 
-from experiments.common.mesh_flags import MESH, flagged_mesh
-
-__all__ = ["DTYPE", "MESH", "flagged_mesh"]
-
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; as they are stored if absent."
 )
