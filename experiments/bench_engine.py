@@ -4,7 +4,7 @@
     python -m experiments.bench_engine --model=path/to/hf/folder --batches=1,8 --contexts=512 --mesh=tp:2 --cores=2
 
 `tok_core_s` is tokens per second of CPU time of one core: it does not change when others use the machine.
-`peer_ratio` is ours over the peer's at the same test.
+`peer_ratio` is ours over the peer's at the same test; beside an accelerator, whose host only waits, it is of `tok_s`.
 """
 
 import tempfile

@@ -79,11 +79,12 @@ def measure(tokens: int, work: Callable[[], None]) -> tuple[float, float]:
     return tokens / (time.perf_counter() - wall), tokens / (time.process_time() - cpu)
 
 
-def row(engine: str, test: str, batch: int, context: int, speeds: list[tuple[float, float]]) -> Row:
-    """One result row: medians over the repeats."""
+def row(engine: str, device: str, test: str, batch: int, context: int, speeds: list[tuple[float, float]]) -> Row:
+    """One result row, of an engine that computes on that kind of device: medians over the repeats."""
     tok_s, tok_core_s = (statistics.median(column) for column in zip(*speeds, strict=True))
     return {
         "engine": engine,
+        "device": device,
         "test": test,
         "batch": batch,
         "context": context,
@@ -92,8 +93,16 @@ def row(engine: str, test: str, batch: int, context: int, speeds: list[tuple[flo
     }
 
 
+def compared(ours: Row, theirs: Row) -> Row:
+    """Their row with `peer_ratio`, ours over theirs: per core-second on CPU, per second where a core only waits."""
+    speed = "tok_core_s" if ours["device"] == theirs["device"] == "cpu" else "tok_s"
+    return theirs | {"peer_ratio": ours[speed] / theirs[speed]}
+
+
 def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
     """Our engine, through the same `add` and `step` that serve HTTP."""
+    import jax
+
     from experiments.common.mesh_flags import make_mesh
     from model.checkpoints import load_hf
     from model.sampling import SamplingParams
@@ -130,11 +139,12 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
             if (tokens := len(engine.step())) != batch:
                 raise RuntimeError(f"a measured step yielded {tokens} tokens, not one for each of {batch} sequences")
 
+    platform = jax.default_backend()
     rows, speeds = [], []
     for repeat in range(workload.repeats):
         add(workload.prompts(1, workload.prefill, repeat), 1)
         speeds.append(measure(workload.prefill, drain))
-    rows.append(row("halfmoon", "prefill", 1, workload.prefill, speeds))
+    rows.append(row("halfmoon", platform, "prefill", 1, workload.prefill, speeds))
     for context in workload.contexts:
         for batch in workload.batches:
             prompts = workload.prompts(batch, context, 0)
@@ -147,7 +157,7 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
             speeds = [
                 measure(batch * workload.steps, functools.partial(decode, batch)) for _ in range(workload.repeats)
             ]
-            rows.append(row("halfmoon", "decode", batch, context, speeds))
+            rows.append(row("halfmoon", platform, "decode", batch, context, speeds))
             for name in ids:
                 engine.abort(name)
     return rows
@@ -177,7 +187,7 @@ def run_transformers(folder: str, workload: Workload) -> list[Row]:
     for repeat in range(workload.repeats + 1):
         prompts = workload.prompts(1, workload.prefill, repeat)
         speeds.append(measure(workload.prefill, functools.partial(prefill, prompts)))
-    rows.append(row("transformers", "prefill", 1, workload.prefill, speeds[1:]))
+    rows.append(row("transformers", device, "prefill", 1, workload.prefill, speeds[1:]))
 
     for context in workload.contexts:
         for batch in workload.batches:
@@ -198,7 +208,7 @@ def run_transformers(folder: str, workload: Workload) -> list[Row]:
                 wait()
 
             speeds = [measure(batch * workload.steps, decode) for _ in range(workload.repeats)]
-            rows.append(row("transformers", "decode", batch, context, speeds))
+            rows.append(row("transformers", device, "decode", batch, context, speeds))
     return rows
 
 
@@ -220,7 +230,7 @@ def run_vllm(folder: str, workload: Workload) -> list[Row]:
     for repeat in range(workload.repeats + 1):
         prompts = workload.prompts(1, workload.prefill, repeat)
         speeds.append(measure(workload.prefill, lambda prompts=prompts: generate(prompts, 1)))
-    rows.append(row("vllm", "prefill", 1, workload.prefill, speeds[1:]))
+    rows.append(row("vllm", "cpu", "prefill", 1, workload.prefill, speeds[1:]))
     for context in workload.contexts:
         for batch in workload.batches:
             prompts = workload.prompts(batch, context, 0)
@@ -231,7 +241,7 @@ def run_vllm(folder: str, workload: Workload) -> list[Row]:
                 long = measure(batch, lambda prompts=prompts: generate(prompts, workload.steps + 1))
                 decode_s = [batch / more - batch / one for more, one in zip(long, short, strict=True)]
                 speeds.append((batch * workload.steps / decode_s[0], batch * workload.steps / decode_s[1]))
-            rows.append(row("vllm", "decode", batch, context, speeds))
+            rows.append(row("vllm", "cpu", "decode", batch, context, speeds))
     return rows
 
 
@@ -273,7 +283,7 @@ def _random_checkpoint(folder: pathlib.Path, shape: str | None, dtype: str, seed
 def run_benchmark(
     workload: Workload, folder: str | None, shape: str | None, peers: list[str], scratch: str
 ) -> list[Row]:
-    """Rows of our engine and of `peers`, with `peer_ratio` (ours over theirs, per core-second) on the peers' rows.
+    """Rows of our engine and of `peers`, those of peers `compared`.
 
     The weights are those of an HF folder, or random ones in the shape of a preset, or of the peer table.
     """
@@ -287,11 +297,11 @@ def run_benchmark(
     if folder is None:
         folder = isolated(_random_checkpoint, pathlib.Path(scratch) / "model", shape, workload.dtype, workload.seed)
     rows: list[Row] = []
-    ours: dict[tuple[str, int, int], float] = {}
+    ours: dict[tuple[str, int, int], Row] = {}
     for engine in (progress := tqdm(["halfmoon", *peers], desc="engines")):
         progress.set_postfix_str(engine)
         for result in isolated(_run_pinned, engine, folder, workload):
             key = (result["test"], result["batch"], result["context"])
-            ours.setdefault(key, result["tok_core_s"])
-            rows.append(result | ({"peer_ratio": ours[key] / result["tok_core_s"]} if engine != "halfmoon" else {}))
+            first = ours.setdefault(key, result)
+            rows.append(result if first is result else compared(first, result))
     return rows
