@@ -1,5 +1,7 @@
 """The SIR of many codes at once in JAX, float32: one Levinson recursion with the batch on vector lanes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -11,33 +13,40 @@ def filter_and_quotient(r: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Arra
     """x = T^-1 s, `[N, B]`, and q = s^T x, `[B]`, of autocorrelations r `[N, B]` and codes s `[N, B]`, float32.
 
     Both the predictor and its reversed copy are kept, zero beyond the order, so that every step is two products over
-    whole columns and one shift by a single row: no gather, no data-dependent slice.
+    whole columns and one shift by a single row: no gather, no data-dependent slice. Rows that are still zero are left
+    out a quarter of the columns at a time.
     """
     length = s.shape[0]
-    unit = jnp.zeros_like(s).at[0].set(1.0)
     later = _shifted(r, -1)
-
-    def step(
-        order: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-        del order
-        forward, backward, energy, x, q = carry
-        innovation = (backward * s).sum(0)
-        gain = innovation / energy
-        x, q = x + gain[None] * backward, q + innovation * gain
-        reflection = -(backward * later).sum(0) / energy
-        delayed = _shifted(backward, 1)
-        return (
-            forward + reflection[None] * delayed,
-            delayed + reflection[None] * forward,
-            energy * (1 - reflection * reflection),
-            x,
-            q,
-        )
-
-    start = (unit, unit, r[0], jnp.zeros_like(s), jnp.zeros_like(r[0]))
-    *_, x, q = jax.lax.fori_loop(0, length, step, start)
+    forward = backward = jnp.ones_like(s[:1])
+    x, q, energy = jnp.zeros_like(s[:1]), jnp.zeros_like(r[0]), r[0]
+    start = 0
+    for rows in sorted({-(-length * quarter // 4) for quarter in (1, 2, 3, 4)}):
+        forward, backward, x = (jnp.pad(y, ((0, rows - y.shape[0]), (0, 0))) for y in (forward, backward, x))
+        step = functools.partial(_levinson_step, s[:rows], later[:rows])
+        stop = rows if rows == length else rows - 1  # a step makes one more row, which the last one leaves out
+        forward, backward, energy, x, q = jax.lax.fori_loop(start, stop, step, (forward, backward, energy, x, q))
+        start = stop
     return x, q
+
+
+_Recursion = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _levinson_step(s: jax.Array, later: jax.Array, order: jax.Array, carry: _Recursion) -> _Recursion:
+    del order
+    forward, backward, energy, x, q = carry
+    innovation = (backward * s).sum(0)
+    gain = innovation / energy
+    reflection = -(backward * later).sum(0) / energy
+    delayed = _shifted(backward, 1)
+    return (
+        forward + reflection[None] * delayed,
+        delayed + reflection[None] * forward,
+        energy * (1 - reflection * reflection),
+        x + gain[None] * backward,
+        q + innovation * gain,
+    )
 
 
 def _shifted(x: jax.Array, rows: int) -> jax.Array:
