@@ -22,7 +22,10 @@ from gan.methods import METHODS
 from gan.problems import PROBLEMS, Problem, problem
 
 PROBLEM = flags.DEFINE_enum(
-    "problem", "mmf", list(PROBLEMS), "What to search; mmf_skew: mmf among skew-symmetric codes."
+    "problem",
+    "mmf",
+    list(PROBLEMS),
+    "What to search; mmf_skew: mmf among skew-symmetric codes; ob_zcp_folded: ob_zcp by the chips that are free.",
 )
 LENGTH = flags.DEFINE_integer("length", 59, "Chips of one sequence.", lower_bound=1)
 KIND = flags.DEFINE_integer("kind", 1, "Type of the pairs of ob_zcp: 1 or 2.")
@@ -37,7 +40,7 @@ STOP_AT = flags.DEFINE_float("stop_at", None, "Score at which a run ends before 
 def _problem() -> Problem:
     parameters = {}
     for flag, of in ((KIND, "ob_zcp"), (FLOCKS, "mocss"), (SEQUENCES, "mocss")):
-        if PROBLEM.value == of:
+        if PROBLEM.value.startswith(of):
             parameters[flag.name] = flag.value
         elif flag.present:
             raise app.UsageError(f"--{flag.name} belongs to --problem={of}, not to {PROBLEM.value}.")

@@ -11,7 +11,7 @@ import fractions
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -45,6 +45,11 @@ class Problem(abc.ABC):
     def unfold(self, codes: Codes) -> Codes:
         """All chips `[B, prod(shape)]` of (relaxed) codes `[B, chips]`, NumPy or JAX."""
         return codes
+
+    def each_sequence(self, codes: Codes, change: Callable[[Codes], Codes]) -> Codes:
+        """Codes `[..., chips]` after `change`, which permutes a last axis, of the (free) chips of every sequence."""
+        rows = codes.reshape(*codes.shape[:-1], math.prod(self.shape[:-1]), -1)
+        return change(rows).reshape(codes.shape)
 
     @property
     @abc.abstractmethod
@@ -318,6 +323,66 @@ class ComplementaryPair(Problem):
 
 
 @dataclasses.dataclass(frozen=True)
+class FoldedPair(ComplementaryPair):
+    """`ob_zcp_folded`: `ob_zcp` among the pairs whose mirrored chips have the signs that every optimal pair has.
+
+    Of an optimal pair (a, b) all A(u) are known modulo 4, and with them the product of a[i] b[i] a[i+u] b[i+u] over i.
+    Dividing that of u by that of u + 1 leaves a[i] b[i] a[N-1-i] b[N-1-i] = -1 off the middle, but +1 at i = 0 for
+    type I. So no optimal pair is lost: a code is a and the first (N+1)/2 chips of b. Symmetries are those of the pairs.
+    """
+
+    @property
+    def chips(self) -> int:
+        return self.length + (self.length + 1) // 2
+
+    def unfold(self, codes: Any) -> Any:
+        middle = self.length // 2
+        signs = np.where((np.arange(middle) == 0) & (self.kind == 1), 1, -1).astype(np.int8)[None]
+        start, end = codes[:, :middle], codes[:, self.length - 1 : self.length - 1 - middle : -1]
+        mirrored = (signs * start * end * codes[:, self.length : self.length + middle])[:, ::-1]
+        return (jnp if isinstance(codes, jax.Array) else np).concatenate([codes, mirrored], axis=1)
+
+    def each_sequence(self, codes: Codes, change: Callable[[Codes], Codes]) -> Codes:
+        xp: Any = jnp if isinstance(codes, jax.Array) else np
+        return xp.concatenate([change(codes[..., : self.length]), change(codes[..., self.length :])], axis=-1)
+
+    def _score(self, codes: jax.Array) -> jax.Array:
+        return super()._score(self.unfold(codes))
+
+    def _score_flips(self, codes: jax.Array) -> jax.Array:
+        return -neighbours.folded_residual_of_flips(self.unfold(codes).reshape(-1, *self.shape), self.kind)
+
+    def soft_score(self, x: jax.Array) -> jax.Array:
+        return super().soft_score(self.unfold(x))
+
+    def exact(self, code: np.ndarray) -> fractions.Fraction:
+        return super().exact(self.unfold(code[None])[0])
+
+    def orbit(self, code: np.ndarray) -> np.ndarray:
+        return np.unique(super().orbit(self.unfold(code[None])[0])[:, : self.chips], axis=0)
+
+    def image(self, codes: Codes, element: Codes) -> Codes:
+        return self._whole.image(self.unfold(codes), element)[:, : self.chips]
+
+    def canonical(self, codes: np.ndarray) -> np.ndarray:
+        return self._whole.canonical(self.unfold(codes))[:, : self.chips]
+
+    def class_ids(self, codes: np.ndarray) -> list[str]:
+        return self._whole.class_ids(self.unfold(codes))
+
+    def from_text(self, texts: Sequence[str]) -> np.ndarray:
+        whole = super().from_text(texts)[None]
+        code = whole[:, : self.chips]
+        if not np.array_equal(self.unfold(code), whole):
+            raise ValueError(f"pair {texts[0]}, {texts[1]} has not the mirrored signs of an optimal pair.")
+        return code[0]
+
+    @property
+    def _whole(self) -> ComplementaryPair:
+        return ComplementaryPair(self.length, self.kind)
+
+
+@dataclasses.dataclass(frozen=True)
 class ComplementarySet(Problem):
     """`mocss`: `flocks` mutually orthogonal complementary sequence sets of `sequences` sequences each.
 
@@ -379,12 +444,14 @@ PROBLEMS: dict[str, type[Problem]] = {
     "mmf": PulseCompression,
     "mmf_skew": SkewPulseCompression,
     "ob_zcp": ComplementaryPair,
+    "ob_zcp_folded": FoldedPair,
     "mocss": ComplementarySet,
 }
 
 
 def problem(name: str, length: int, **parameters: Any) -> Problem:
-    """The problem `mmf` or `mmf_skew` (`goal`), `ob_zcp` (`kind`) or `mocss` (`flocks`, `sequences`) at one length.
+    """The problem `mmf` or `mmf_skew` (`goal`), `ob_zcp` or `ob_zcp_folded` (`kind`), or `mocss` (`flocks`,
+    `sequences`) at one length.
 
     Raises:
         ValueError: if the name or a parameter is unknown, or the length is impossible.

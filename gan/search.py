@@ -1,6 +1,7 @@
 """HpGAN's search: elites teach a GAN, the GAN proposes, the ledger pays for evaluations, the best become elites."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -115,11 +116,12 @@ class _Search:
 
     def _shifted(self, codes: np.ndarray) -> np.ndarray:
         """The codes, one in ten with its sequences rotated by one chip."""
-        sequences = codes.reshape(len(codes), *self._problem.shape[:-1], -1).copy()
+        codes = codes.copy()
         draw = self._rng.random(len(codes))
         for direction, chosen in ((1, draw < 0.05), (-1, draw > 0.95)):
-            sequences[chosen] = np.roll(sequences[chosen], direction, axis=-1)
-        return sequences.reshape(codes.shape)
+            roll = functools.partial(np.roll, shift=direction, axis=-1)
+            codes[chosen] = self._problem.each_sequence(codes[chosen], roll)
+        return codes
 
     def _screened(self, children: np.ndarray) -> np.ndarray:
         """The distinct new children that D likes best."""

@@ -6,7 +6,6 @@ scores all single-chip flips of that many elites of each island, and the best fl
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -136,12 +135,14 @@ def _children(
     rates = jnp.asarray(settings.mutations)
     rate = rates[(choices[:, :, 1] * len(settings.mutations)).astype(jnp.int32)] / chips
     child = jnp.where((words & 0xFFFF).astype(jnp.float32) < rate * 2.0**16, -child, child)
-    child = child.reshape(islands, count, math.prod(problem.shape[:-1]), -1)
-    choices = choices[..., None]
-    shifted = jnp.where(choices[:, :, 3] < 0.5, jnp.roll(child, 1, -1), jnp.roll(child, -1, -1))
+    shifted = jnp.where(choices[:, :, 3] < 0.5, *(_rolled(problem, child, by) for by in (1, -1)))
     child = jnp.where(choices[:, :, 2] < settings.shift, shifted, child)
-    child = jnp.where(choices[:, :, 4] < settings.reverse, child[..., ::-1], child)
-    return child.reshape(islands, count, chips)
+    mirrored = problem.each_sequence(child, lambda rows: rows[..., ::-1])
+    return jnp.where(choices[:, :, 4] < settings.reverse, mirrored, child)
+
+
+def _rolled(problem: Problem, codes: jax.Array, by: int) -> jax.Array:
+    return problem.each_sequence(codes, lambda rows: jnp.roll(rows, by, -1))
 
 
 def _polished(

@@ -4,6 +4,8 @@ Flipping chip k of s changes C_s(u) by -2 s_k (s_{k-u} + s_{k+u}), and C_st(u) b
 lag instead of O(chips^2) a new correlation.
 """
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,17 +38,53 @@ def sir_of_flips_xla(codes: jax.Array) -> jax.Array:
 
 def ob_zcp_residual_of_flips(pairs: jax.Array, kind: int) -> jax.Array:
     """`ob_zcp_residual` after one chip alone is flipped, float32 `[B, 2, N]` of pairs int8 `[B, 2, N]`."""
-    length = pairs.shape[-1]
     s = pairs.astype(jnp.float32)
-    padded = _padded(s)
-    wanted = np.where(complementary.in_zone(length, kind), 0.0, 2.0)
+    wanted = _wanted(s.shape[-1], kind)
     total = jnp.zeros_like(s)
+    for u, (sums, change) in enumerate(_pair_changes(s), start=1):
+        total += jnp.square(jnp.abs(sums + change) - wanted[u])
+    return total
+
+
+def folded_residual_of_flips(pairs: jax.Array, kind: int) -> jax.Array:
+    """`ob_zcp_residual` after one free chip of a folded pair is flipped, and with it the chip that depends on it.
+
+    float32 `[B, N + (N+1)/2]` of pairs int8 `[B, 2, N]`. a[i] takes along the later of b[i] and b[N-1-i], a chip of b
+    its mirror image, either middle none. Two chips of b that are u apart leave their product in C(u) as it was.
+    """
+    length = pairs.shape[-1]
+    middle = length // 2
+    s = pairs.astype(jnp.float32)
+    wanted = _wanted(length, kind)
+    nothing = jnp.zeros((s.shape[0], 1))
+    total = jnp.zeros((s.shape[0], length + middle + 1))
+    for u, (sums, change) in enumerate(_pair_changes(s), start=1):
+        of_a, of_b = change[:, 0], change[:, 1]
+        late = of_b[:, middle + 1 :]
+        of_head = of_b[:, :middle] + late[:, ::-1]
+        if u % 2 == 0:
+            chip = (length - 1 - u) // 2
+            kept = 4 * s[:, 1, chip] * s[:, 1, length - 1 - chip]
+            of_head += kept[:, None] * (np.arange(middle) == chip).astype(np.float32)[None]
+        with_a = jnp.concatenate([late[:, ::-1], nothing, late], axis=1)
+        flips = jnp.concatenate([of_a + with_a, of_head, of_b[:, middle : middle + 1]], axis=1)
+        total += jnp.square(jnp.abs(sums[:, 0] + flips) - wanted[u])
+    return total
+
+
+def _pair_changes(s: jax.Array) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """For u = 1 ... N-1: A(u) of pairs float32 `[B, 2, N]`, `[B, 1, 1]`, and how flips change it, `[B, 2, N]`."""
+    length = s.shape[-1]
+    padded = _padded(s)
     for u in range(1, length):
         after = padded[..., length + u : 2 * length + u]
         sums = (s * after).sum((-1, -2), keepdims=True)
-        sums = sums - 2 * s * (padded[..., length - u : 2 * length - u] + after)
-        total += jnp.square(jnp.abs(sums) - float(wanted[u]))
-    return total
+        yield sums, -2 * s * (padded[..., length - u : 2 * length - u] + after)
+
+
+def _wanted(length: int, kind: int) -> list[float]:
+    """|A(u)| of an optimal pair."""
+    return np.where(complementary.in_zone(length, kind), 0.0, 2.0).tolist()
 
 
 def mocss_residual_of_flips(sets: jax.Array) -> jax.Array:
