@@ -183,4 +183,4 @@ def score_in_buckets(problem: Problem, codes: np.ndarray) -> np.ndarray:
     count = codes.shape[0]
     bucket = max(64, 1 << (count - 1).bit_length())
     padded = np.concatenate([codes, np.ones((bucket - count, codes.shape[1]), np.int8)]) if bucket > count else codes
-    return np.array(problem.score(padded)[:count])
+    return np.array(problem.score(padded))[:count]  # on the host: JAX would compile a slice for every count

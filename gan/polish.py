@@ -20,7 +20,7 @@ def predicted_gains(problem: Problem, codes: np.ndarray) -> np.ndarray:
     """First-order change of the soft score by flipping each chip, float32 `[B, L]` of codes int8 `[B, L]`."""
     bucket = max(16, 1 << (len(codes) - 1).bit_length())
     padded = np.concatenate([codes, np.ones((bucket - len(codes), codes.shape[1]), np.int8)])
-    return np.array(_gains(problem, padded)[: len(codes)])
+    return np.asarray(_gains(problem, padded))[: len(codes)]
 
 
 def polish(
