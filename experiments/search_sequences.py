@@ -5,6 +5,7 @@ every run), `curves.png`, `classes.png` where hits were found, and `catalogue.js
 All are rewritten after every run, so an interrupted comparison leaves what it has.
 """
 
+import functools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ from tqdm import tqdm
 from experiments.common.flags import SEED, out_folder
 from experiments.common.plots import save_curves
 from experiments.common.results import print_table, start_meta, write_result
-from gan import catalogue, comparison
+from gan import catalogue, comparison, search
+from gan.baselines.driver import Search
 from gan.ledger import SearchResult
 from gan.methods import METHODS
 from gan.problems import PROBLEMS, Problem, problem
+from gan.search import SearchConfig
 
 PROBLEM = flags.DEFINE_enum(
     "problem",
@@ -34,6 +37,9 @@ SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of a flock of mocss.
 METHOD = flags.DEFINE_list("method", ["hpgan"], f"One or several of {', '.join(METHODS)}; or all.")
 BUDGET = flags.DEFINE_integer("budget", 200_000, "Evaluations of each run.", lower_bound=1)
 SEEDS = flags.DEFINE_string("seeds", None, "One run each: `0-9`, `1,5` or `0-4,100-104`; --seed alone if absent.")
+POPULATION = flags.DEFINE_integer(
+    "population", None, "Elites, and children of a generation, of hpgan; its own sizes if absent.", lower_bound=2
+)
 STOP_AT = flags.DEFINE_float("stop_at", None, "Score at which a run ends before its budget is spent.")
 
 
@@ -70,6 +76,13 @@ def _seeds() -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
+def _search(method: str) -> Search:
+    if method == "hpgan" and POPULATION.value:
+        config = SearchConfig(elites=POPULATION.value, children=POPULATION.value)
+        return functools.partial(search.run, config=config)
+    return METHODS[method]
+
+
 def _run(searched: Problem, method: str, seed: int) -> SearchResult:
     with tqdm(total=BUDGET.value, unit="eval", unit_scale=True, desc=f"{method} seed {seed}", leave=False) as bar:
 
@@ -77,7 +90,7 @@ def _run(searched: Problem, method: str, seed: int) -> SearchResult:
             bar.set_postfix_str(f"best {best:.4f}", refresh=False)
             bar.update(evaluations - bar.n)
 
-        result = METHODS[method](searched, BUDGET.value, seed, progress, stop_at=STOP_AT.value)
+        result = _search(method)(searched, BUDGET.value, seed, progress, stop_at=STOP_AT.value)
     if not math.isfinite(result.best):
         raise app.UsageError(f"--budget={BUDGET.value} ends before {method} has scored a code; give it more.")
     return result
@@ -133,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
     searched, methods, seeds = _problem(), _methods(), _seeds()
     out = out_folder("search_sequences")
-    config = {"problem": str(searched), "methods": methods, "seeds": seeds}
+    config = {"problem": str(searched), "methods": methods, "seeds": seeds, "population": POPULATION.value}
     meta = start_meta(config | {"budget": BUDGET.value, "stop_at": STOP_AT.value}, SEED.value)
     results: list[SearchResult] = []
     totals: dict[str, Any] = {}

@@ -48,7 +48,8 @@ class Problem(abc.ABC):
 
     def each_sequence(self, codes: Codes, change: Callable[[Codes], Codes]) -> Codes:
         """Codes `[..., chips]` after `change`, which permutes a last axis, of the (free) chips of every sequence."""
-        rows = codes.reshape(*codes.shape[:-1], math.prod(self.shape[:-1]), -1)
+        count = math.prod(self.shape[:-1])
+        rows = codes.reshape(*codes.shape[:-1], count, self.chips // count)
         return change(rows).reshape(codes.shape)
 
     @property

@@ -18,15 +18,21 @@ def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
 
 
-def test_a_small_search_writes_curves_and_a_catalogue_that_checks(tmp_path: pathlib.Path) -> None:
-    done = run(tmp_path, "--problem=ob_zcp", "--length=7", "--method=hpgan", "--budget=2000", "--seeds=3-4")
+@pytest.mark.parametrize(
+    ("arguments", "classes"),  # all there are
+    [(("--problem=ob_zcp",), 4), (("--problem=ob_zcp_folded", "--kind=2", "--population=40"), 9)],
+)
+def test_a_small_search_writes_curves_and_a_catalogue_that_checks(
+    arguments: tuple[str, ...], classes: int, tmp_path: pathlib.Path
+) -> None:
+    done = run(tmp_path, *arguments, "--length=7", "--method=hpgan", "--budget=2000", "--seeds=3-4")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert {row["seed"] for row in result["rows"]} == {3, 4}
     assert set(result["rows"][0]) == {"method", "seed", "evaluations", "best"}
     entries = list(catalogue.read(tmp_path / "catalogue.jsonl"))
     assert {entry.value for entry in entries} == {0.0}
-    assert result["totals"]["hpgan"]["classes"]["max"] <= 4  # all there are
+    assert result["totals"]["hpgan"]["classes"]["max"] <= classes
     for plot in ("curves.png", "classes.png"):
         assert (tmp_path / plot).stat().st_size > 1000
     assert "evaluations to found" in done.stdout
