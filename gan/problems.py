@@ -343,7 +343,7 @@ class FoldedPair(ComplementaryPair):
         mirrored = (signs * start * end * codes[:, self.length : self.length + middle])[:, ::-1]
         return (jnp if isinstance(codes, jax.Array) else np).concatenate([codes, mirrored], axis=1)
 
-    def each_sequence(self, codes: Codes, change: Callable[[Codes], Codes]) -> Codes:
+    def each_sequence(self, codes: Any, change: Callable[[Any], Any]) -> Any:
         xp: Any = jnp if isinstance(codes, jax.Array) else np
         return xp.concatenate([change(codes[..., : self.length]), change(codes[..., self.length :])], axis=-1)
 
@@ -362,7 +362,7 @@ class FoldedPair(ComplementaryPair):
     def orbit(self, code: np.ndarray) -> np.ndarray:
         return np.unique(super().orbit(self.unfold(code[None])[0])[:, : self.chips], axis=0)
 
-    def image(self, codes: Codes, element: Codes) -> Codes:
+    def image(self, codes: Any, element: Any) -> Any:
         return self._whole.image(self.unfold(codes), element)[:, : self.chips]
 
     def canonical(self, codes: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ def _children(
     rates = jnp.asarray(settings.mutations)
     rate = rates[(choices[:, :, 1] * len(settings.mutations)).astype(jnp.int32)] / chips
     child = jnp.where((words & 0xFFFF).astype(jnp.float32) < rate * 2.0**16, -child, child)
-    shifted = jnp.where(choices[:, :, 3] < 0.5, *(_rolled(problem, child, by) for by in (1, -1)))
+    shifted = jnp.where(choices[:, :, 3] < 0.5, _rolled(problem, child, 1), _rolled(problem, child, -1))
     child = jnp.where(choices[:, :, 2] < settings.shift, shifted, child)
     mirrored = problem.each_sequence(child, lambda rows: rows[..., ::-1])
     return jnp.where(choices[:, :, 4] < settings.reverse, mirrored, child)
