@@ -234,17 +234,18 @@ class CorrelationDiscriminator(nnx.Module):
 class Recombiner(nnx.Module):
     """A generator conditioned on two codes: which chips to take from which, and which to flip; [B, L] twice to [B, L].
 
-    Unlearned it is a genetic crossover, because its last layer begins small: z is a random field over the chips, smooth
-    enough that few segments change hands, and each code flips chips at one of three rates. Learning moves the odds of
-    both decisions. Children are signs with straight-through gradients.
+    Without a network (`learns` False) it is a genetic crossover: z is a random field over the chips, smooth enough that
+    few segments change hands, and each code flips chips at one of three rates. A network moves the odds of both
+    decisions, hardly at first, because its last layer begins small. Children are signs with straight-through gradients.
     """
 
     MODES = 16  # cosines of the field; wave number j has amplitude 1 / sqrt(1 + j)
     RATES = (0.5, 1.5, 4.0)  # expected flips of a child
     UNIFORM = 0.2  # share of children whose chips are drawn one by one
 
-    def __init__(self, rngs: nnx.Rngs, chips: int):
-        self.mlp = MLP(rngs, (self.MODES + 2 * chips, 256, 256, 2 * chips), last_gain=0.01)
+    def __init__(self, rngs: nnx.Rngs, chips: int, *, learns: bool):
+        sizes = (self.MODES + 2 * chips, 256, 256, 2 * chips)
+        self.mlp = MLP(rngs, sizes, last_gain=0.01) if learns else None
         wave = np.arange(self.MODES)[:, None]
         place = (np.arange(chips)[None] + 0.5) / chips
         self.waves = (np.cos(np.pi * wave * place) / np.sqrt(1 + wave)).astype(np.float32)
@@ -254,7 +255,9 @@ class Recombiner(nnx.Module):
         field_key, mask_key, flip_key, rate_key, kind_key = jax.random.split(key, 5)
         batch, chips = first.shape
         z = jax.random.normal(field_key, (batch, self.MODES))
-        shift = self.mlp(jnp.concatenate([z, first, first * second], axis=1))
+        shift = jnp.zeros((batch, 2 * chips))
+        if self.mlp is not None:
+            shift = self.mlp(jnp.concatenate([z, first, first * second], axis=1))
         uniform = jax.random.bernoulli(kind_key, self.UNIFORM, (batch, 1))
         jitter = jax.random.logistic(mask_key, first.shape) * jnp.where(uniform, 1.0, 0.05)
         own = jnp.where(uniform, 0.0, 2 * z @ jnp.asarray(self.waves)) + jitter + shift[:, :chips]

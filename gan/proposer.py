@@ -26,8 +26,8 @@ class ProposerConfig:
 
     Attributes:
         steps: updates of each network; 0 leaves both as they were drawn.
-        learn_generator: whether G learns; without, it stays a genetic crossover. One that learns is drawn anew at every
-            restart.
+        learn_generator: whether G learns; without, it is a genetic crossover and has no network. One that learns is
+            drawn anew at every restart.
         adversarial: weight of D's logit in the liking of a child and in G's loss; 0 plays no game, D only predicts.
         restraint: weight of the mean squared shift of G's odds, which keeps its children diverse.
         noise: standard deviation of the instance noise on chips.
@@ -70,7 +70,7 @@ class Proposer:
     def __init__(self, problem: Problem, config: ProposerConfig, seed: int) -> None:
         self._rngs = nnx.Rngs(seed)
         self._problem = problem
-        generator, generator_weights = split(Recombiner(self._rngs, problem.chips))
+        generator, generator_weights = split(Recombiner(self._rngs, problem.chips, learns=config.learn_generator))
         discriminator, discriminator_weights = split(
             CorrelationDiscriminator(self._rngs, problem.shape, spectral=False)
         )
@@ -87,7 +87,7 @@ class Proposer:
         """Draws a G that learns anew: what it has learned of one population narrows its children of the next."""
         config = self._game.config
         if config.learn_generator:
-            _, weights = split(Recombiner(self._rngs, self._problem.chips))
+            _, weights = split(Recombiner(self._rngs, self._problem.chips, learns=True))
             optimizer = _optimizer(config.generator_learning_rate).init(weights)
             self._networks = dataclasses.replace(self._networks, generator=weights, generator_optimizer=optimizer)
 
