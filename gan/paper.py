@@ -132,13 +132,14 @@ def ablation(
 ) -> Iterator[dict[str, Any]]:
     """The paper's loop with every codec, loss and with and without guidance: medians and ranges of the best score.
 
-    Guidance pays two evaluations per code of a training batch.
+    Guidance pays two evaluations per code of a training batch. Runs make tens to hundreds of updates, so the average of
+    G's weights from which codes are drawn spans ten of them, not the thousand of long training.
     """
     start = max(100, budget // 5)
     chosen = [codec for codec in CODECS if codec in codecs]
     for codec, loss, guidance in itertools.product(chosen, losses, (0.0, 1.0)):
         report(f"{codec}, {loss}, guidance {guidance:g}")
-        gan = GanConfig(codec=codec, loss=loss, guidance=guidance, batch=64)
+        gan = GanConfig(codec=codec, loss=loss, guidance=guidance, batch=64, ema=0.9)
         config = paper_search.PaperConfig(start=start, elites=start // 4, steps=20, samples=budget // 20, gan=gan)
         results = [paper_search.run(searched, budget, seed, config=config) for seed in seeds]
         best = [result.best for result in results]
