@@ -13,6 +13,7 @@ CASES = [
     problem("mmf", 70),
     problem("ob_zcp", 9, kind=1),
     problem("ob_zcp", 13, kind=2),
+    problem("ob_zcp_folded", 13, kind=1),
     problem("mocss", 8),
     problem("mocss", 4, flocks=4, sequences=4),
     problem("mocss", 5, flocks=2, sequences=3),
@@ -27,6 +28,15 @@ def test_score_is_the_exact_value(case: Problem, rng: np.random.Generator) -> No
     exact = np.array([float(case.exact(code)) for code in codes])
     np.testing.assert_allclose(np.array(case.score(codes)), exact, rtol=1e-5)
     assert case.values(codes) == exact.tolist()
+
+
+@cases
+def test_other_devices_run_plain_jax(case: Problem) -> None:
+    codes = np.ones((64, case.chips), np.int8)
+    slope = jax.grad(lambda x: case.soft_score(x).sum())
+    for function, argument in ((case._score, codes), (case._score_flips, codes), (slope, codes.astype(np.float32))):
+        lowered = jax.jit(function).trace(argument).lower(lowering_platforms=("cuda",))
+        assert "halfmoon" not in lowered.as_text()  # the names of the CPU's kernels
 
 
 @cases
@@ -87,7 +97,7 @@ def test_soft_score_agrees_on_codes_and_has_the_gradient_of_finite_differences(
 @pytest.mark.parametrize(
     ("arguments", "parameters", "message"),
     [
-        (("golomb", 8), {}, "must be one of mmf, mmf_skew, ob_zcp, mocss"),
+        (("golomb", 8), {}, "must be one of mmf, mmf_skew, ob_zcp, ob_zcp_folded, mocss"),
         (("ob_zcp", 8), {}, "needs an odd length"),
         (("ob_zcp", 9), {"kind": 3}, "`kind` is 3"),
         (("mocss", 8), {"flocks": 3}, "no more flocks than sequences"),
