@@ -143,7 +143,7 @@ class Ledger:
 
     def _record(self, codes: np.ndarray, scores: np.ndarray, numbers: np.ndarray) -> None:
         if scores.size:
-            running = np.maximum.accumulate(np.maximum(scores, self.best))
+            running = np.maximum.accumulate(np.maximum(scores, self.best)) + 0.0  # no -0, which tables would show
             better = np.flatnonzero(np.diff(running, prepend=self.best) > 0)
             self.curve.extend((int(numbers[i]), float(running[i])) for i in better)
             if better.size:
