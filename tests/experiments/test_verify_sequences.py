@@ -54,6 +54,13 @@ def test_every_code_that_ships_is_a_record(tmp_path: pathlib.Path) -> None:
     assert all(row["record"] and row["lines"] == 1 for row in rows)
 
 
+def test_every_pair_that_ships_is_optimal_and_of_its_own_class(tmp_path: pathlib.Path) -> None:
+    done = verify(tmp_path, ROOT / "experiments" / "assets" / "ob_zcp_codes.jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out" / "result.json").read_text())["rows"]
+    assert all(row["lines"] == row["hits"] == row["classes of hits"] for row in rows)
+
+
 def _flip(line: dict[str, Any]) -> None:
     first, *others = line["sequences"]
     line["sequences"] = [first[:2] + ("-" if first[2] == "+" else "+") + first[3:], *others]
