@@ -26,10 +26,11 @@ from experiments.common.process import with_huge_pages
 from serving.conductor import ConductorConfig
 from serving.engine import Engine
 from serving.simulator.calibration import StepSample, errors
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.dry_engine import DryEngine
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import Performance, read_performance, write_performance
+from serving.simulator.simulation import Simulation
 from serving.simulator.steps import EngineModel
 from serving.workload.errors import TraceError
 from serving.workload.outcomes import RequestOutcome, totals

@@ -21,10 +21,12 @@ from serving.conductor.conductor import QUEUE_ORDERS
 from serving.conductor.errors import ConductorError
 from serving.conductor.placement import PLACEMENTS
 from serving.simulator.cache import EVICTIONS
-from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
+from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import named_performance, read_performance
 from serving.simulator.recorder import Recorder, hottest_blocks
+from serving.simulator.result import SimulationResult
+from serving.simulator.simulation import Simulation
 from serving.workload.errors import TraceError
 from serving.workload.outcomes import totals, write_requests
 from serving.workload.requests import Trace

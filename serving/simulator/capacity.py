@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from serving.conductor import ConductorConfig
-from serving.simulator.cluster import ClusterConfig
+from serving.simulator.config import ClusterConfig
 from serving.simulator.confirm import Trial, missed, try_cluster
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import Performance

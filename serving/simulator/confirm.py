@@ -6,9 +6,10 @@ from collections.abc import Callable
 from attention_offload.planner.goals import Goal
 from attention_offload.planner.search import Plan
 from serving.conductor import SLO, ConductorConfig
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.deployment import plan_performance
 from serving.simulator.performance import Performance
+from serving.simulator.simulation import Simulation
 from serving.simulator.trace_goal import trace_rps
 from serving.workload.outcomes import totals
 from serving.workload.requests import Trace

@@ -72,6 +72,10 @@ class Flight:
     log_start: int = 0
     tbt_s: float | None = None
 
+    def pulls_from(self, source: int, now: float) -> bool:
+        """Whether its prefill waits for KV that is on its way from there."""
+        return self.placement.source == source and self.pulled_s > now and not self.first_token_s
+
     def remember(self, gaps: list[Progression], last_token_s: float) -> None:
         """Keeps what it got on a node that is dying: `gaps` since its last prefill."""
         tokens = 1 + sum(count for _, _, count in gaps)

@@ -6,13 +6,12 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from serving.conductor import Conductor
+from serving.simulator.cluster import Cluster
 from serving.simulator.flight import Flight
 from serving.workload.requests import TraceRequest
-
-if TYPE_CHECKING:
-    from serving.simulator.cluster import Simulation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,10 +42,10 @@ class Recorder:
         self._watched = watched or {}
         self._spans: list[dict[str, Any]] | None = [] if timeline else None
 
-    def sample(self, simulation: "Simulation", now: float) -> None:
-        view = simulation.view
-        prefill_loads, decode_loads = simulation.conductor.loads(now)
-        batches = [simulation.decode[index] for _, index in view.decode_order]
+    def sample(self, cluster: Cluster, conductor: Conductor, now: float) -> None:
+        view = cluster.view
+        prefill_loads, decode_loads = conductor.loads(now)
+        batches = [cluster.decode[index] for _, index in view.decode_order]
         self.samples.append(
             Sample(
                 now,
@@ -54,9 +53,9 @@ class Recorder:
                 len(decode_loads),
                 sum(prefill_loads.values()) / max(1, len(prefill_loads)),
                 sum(decode_loads.values()) / max(1, len(decode_loads)),
-                sum(simulation.prefill[index].queued for _, index in view.prefill_order),
+                sum(cluster.prefill[index].queued for _, index in view.prefill_order),
                 sum(batch.present for batch in batches),
-                simulation.conductor.deferred,
+                conductor.deferred,
                 {rank: view.directory.holders(block).bit_count() for rank, block in self._watched.items()},
             )
         )

@@ -5,11 +5,12 @@ import dataclasses
 from attention_offload.paper.comparison import PaperTable, blocked, compare, compare_points, statement
 from kvcache.eviction import LRU
 from serving.conductor import ConductorConfig
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.hit_rates import replay_hits
 from serving.simulator.paper.runs import disaggregated, hit_rate, mean_prefill_s
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.recorder import Recorder, hottest_blocks
+from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace
 
 # Tokens of capacity: hit rate.

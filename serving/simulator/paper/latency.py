@@ -6,9 +6,10 @@ import numpy as np
 
 from attention_offload.paper.comparison import PaperTable, compare, compare_points, statement
 from serving.conductor import ConductorConfig, TimeModel
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.paper.runs import disaggregated, engine_a800, mean_ttft_s, share_within, vllm
 from serving.simulator.performance import Performance, mooncake_a800
+from serving.simulator.simulation import Simulation
 from serving.workload.outcomes import distribution
 from serving.workload.requests import Trace, TraceRequest
 from serving.workload.synthetic import arrivals

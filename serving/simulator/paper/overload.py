@@ -7,11 +7,12 @@ import numpy as np
 
 from attention_offload.paper.comparison import Comparison, PaperTable, compare, statement
 from serving.conductor import ConductorConfig
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.paper.confidence import difference, gain, word
 from serving.simulator.paper.runs import SLOS, disaggregated, mean_ttft_s
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.recorder import Recorder
+from serving.simulator.simulation import Simulation
 from serving.workload.outcomes import is_effective, totals
 from serving.workload.traces import read_trace
 

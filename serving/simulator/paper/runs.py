@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.conductor import SLO, ConductorConfig
-from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
+from serving.simulator.config import ClusterConfig
 from serving.simulator.performance import Performance, mooncake_a800
+from serving.simulator.result import SimulationResult
+from serving.simulator.simulation import Simulation
 from serving.workload.outcomes import RequestOutcome
 from serving.workload.requests import Trace
 

@@ -9,9 +9,11 @@ import pytest
 
 from serving.conductor import SLO, ConductorConfig
 from serving.conductor.estimators import MeanError, TimeEstimator
-from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
+from serving.simulator.config import ClusterConfig
 from serving.simulator.nodes import Nic, transfer
 from serving.simulator.performance import mooncake_a800
+from serving.simulator.result import SimulationResult
+from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace, TraceRequest
 
 A800 = mooncake_a800()

@@ -9,8 +9,9 @@ from serving.conductor import SLO, ConductorConfig, RoleConfig
 from serving.conductor.admission import ADMISSIONS
 from serving.conductor.placement import PLACEMENTS
 from serving.simulator.cache import EVICTIONS
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.performance import Performance, mooncake_a800
+from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace
 from tests.serving.simulator.test_equivalence import random_trace
 
@@ -78,7 +79,7 @@ def any_performance(rng: random.Random) -> Performance:
 
 def check_requests(simulation: Simulation, trace: Trace, performance: Performance) -> None:
     result = simulation.run(trace)
-    assert result == Simulation(simulation.config, performance).run(trace)
+    assert result == Simulation(simulation.cluster.config, performance).run(trace)
     assert [outcome.id for outcome in result.outcomes] == [request.id for request in trace.requests]
     for outcome, request in zip(result.outcomes, trace.requests, strict=True):
         assert outcome.outcome in ("completed", "rejected", "failed")
@@ -95,14 +96,14 @@ def check_requests(simulation: Simulation, trace: Trace, performance: Performanc
 
 
 def check_leftovers(simulation: Simulation, trace: Trace) -> None:
-    for side in simulation.decode:
+    for side in simulation.cluster.decode:
         assert (side.assigned, side.assigned_tokens, side.present) == (0, 0, 0)
     conductor = simulation.conductor
     assert (conductor.in_flight, conductor.deferred, conductor.occupancy.running) == (0, 0, 0)
     assert not any(conductor._decoding)
-    caches = [*simulation.caches, *([simulation._store.cache] if simulation._store else [])]
+    caches = [*simulation.cluster.caches, *([simulation.cluster.store.cache] if simulation.cluster.store else [])]
     blocks = {block for request in trace.requests for block in request.block_ids}
-    known = sum(simulation.view.directory.holders(block).bit_count() for block in blocks)
+    known = sum(simulation.cluster.view.directory.holders(block).bit_count() for block in blocks)
     assert sum(len(cache) for cache in caches) == known
 
 

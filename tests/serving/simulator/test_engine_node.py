@@ -11,10 +11,11 @@ from model.config import ModelConfig
 from model.transformer import Transformer
 from serving.conductor import ConductorConfig
 from serving.engine import Engine, EngineConfig, RequestRefusedError
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import Performance, mooncake_a800, read_performance, write_performance
+from serving.simulator.simulation import Simulation
 from serving.simulator.steps import EngineModel, StepModel, StepWork
 from serving.workload.outcomes import COMPLETED, tbt_s
 from serving.workload.prompts import prompt_tokens
@@ -201,7 +202,7 @@ def test_an_engine_without_work_is_empty() -> None:
     simulation = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(engine_model(max_model_len=128)))
     requests = tuple(TraceRequest(i, 0.01 * i, 5 + i, 1 + i) for i in range(30))
     simulation.run(Trace("short", requests))
-    node = simulation.decode[0]
+    node = simulation.cluster.decode[0]
     assert (node.assigned, node.assigned_tokens, node.present, node.present_tokens) == (0, 0, 0, 0)
 
 
@@ -266,5 +267,5 @@ def test_requests_of_an_engine_that_dies_go_on_elsewhere(seed: int) -> None:
         if outcome.tbt_s is not None and outcome.ttft_s is not None:
             assert outcome.ttft_s + outcome.tbt_s <= outcome.finished_s - outcome.arrival_s + 1e-9
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
-    for node in simulation.decode:
+    for node in simulation.cluster.decode:
         assert (node.assigned, node.assigned_tokens, node.present, node.present_tokens) == (0, 0, 0, 0)

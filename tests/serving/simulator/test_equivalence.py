@@ -6,9 +6,10 @@ import random
 import pytest
 
 from serving.conductor import ConductorConfig
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.performance import Performance, mooncake_a800
+from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace, TraceRequest
 from tests.serving.simulator.brute_force import BruteForce, tbt
 
@@ -69,7 +70,7 @@ def compare(trace: Trace, performance: Performance, sizes: dict[str, int], block
     )
     # Capacity is refused by the Conductor too, from a predicted output; the brute force has no such opinion.
     simulation = Simulation(config, performance)
-    for side in simulation.decode:
+    for side in simulation.cluster.decode:
         side.kv_capacity_tokens = 10**9
     result = simulation.run(trace)
     jobs = BruteForce(performance, **sizes, blocks=blocks, size=SIZE, chunk=chunk).run(trace.requests)

@@ -7,8 +7,10 @@ import random
 import pytest
 
 from serving.conductor import ConductorConfig
-from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
+from serving.simulator.config import ClusterConfig
 from serving.simulator.performance import Performance, mooncake_a800
+from serving.simulator.result import SimulationResult
+from serving.simulator.simulation import Simulation
 from serving.workload.outcomes import tbt_s
 from serving.workload.requests import Trace, TraceRequest
 from tests.serving.simulator.test_equivalence import SIZE, random_trace
@@ -159,11 +161,11 @@ def test_everything_is_completed_once_while_nodes_come_and_go(seed: int) -> None
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
     useful_s = result.prefill_s - result.wasted_prefill_s
     assert useful_s > 0
-    for side in simulation.decode:
+    for side in simulation.cluster.decode:
         assert (side.assigned, side.assigned_tokens, side.present) == (0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
-    held = sum(len(cache) for cache in simulation.caches)
-    directory = simulation.view.directory
+    held = sum(len(cache) for cache in simulation.cluster.caches)
+    directory = simulation.cluster.view.directory
     blocks = {block for request in trace.requests for block in request.block_ids}
     assert held == sum(directory.holders(block).bit_count() for block in blocks)
 

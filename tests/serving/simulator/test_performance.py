@@ -8,7 +8,7 @@ import pytest
 
 from attention_offload.paper.comparison import REPRODUCED
 from serving.simulator.cache import EVICTIONS, NodeCache
-from serving.simulator.cluster import ClusterConfig
+from serving.simulator.config import ClusterConfig
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.errors import SimulatorError
 from serving.simulator.nodes import Nic, transfer

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from serving.conductor import ConductorConfig, RoleConfig
 from serving.conductor.errors import ConductorError
 from serving.conductor.pipeline import PipelineTimeModel
-from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
+from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
 from serving.simulator.nodes import Nic, transfer
 from serving.simulator.performance import mooncake_a800
+from serving.simulator.result import SimulationResult
+from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace, TraceRequest
 from tests.serving.simulator.test_equivalence import SIZE, random_trace
 
@@ -130,10 +132,10 @@ def test_nothing_is_left_behind_when_groups_die(seed: int) -> None:
     assert result == Simulation(config, performance).run(trace)
     assert all(outcome.outcome == "completed" for outcome in result.outcomes)
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
-    assert all(side.assigned == side.present == 0 for side in simulation.decode)
-    held = sum(len(cache) for cache in simulation.caches)
+    assert all(side.assigned == side.present == 0 for side in simulation.cluster.decode)
+    held = sum(len(cache) for cache in simulation.cluster.caches)
     blocks = {block for request in trace.requests for block in request.block_ids}
-    assert held == sum(simulation.view.directory.holders(block).bit_count() for block in blocks)
+    assert held == sum(simulation.cluster.view.directory.holders(block).bit_count() for block in blocks)
 
 
 def test_a_group_has_the_memory_and_the_price_of_its_nodes() -> None:

@@ -9,8 +9,9 @@ from serving.conductor import ConductorConfig
 from serving.conductor.admission import ADMISSIONS
 from serving.conductor.estimators import TimeEstimator
 from serving.conductor.placement import PLACEMENTS
-from serving.simulator.cluster import ClusterConfig, Simulation
+from serving.simulator.config import ClusterConfig
 from serving.simulator.performance import mooncake_a800
+from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace, TraceRequest
 from tests.serving.simulator.test_equivalence import random_trace
 
@@ -51,12 +52,12 @@ def test_nothing_is_left_in_the_cluster_after_a_run() -> None:
     trace = random_trace(random.Random(4), 300, 8.0)
     simulation = Simulation(ClusterConfig(3, 2, host_blocks=100), mooncake_a800())
     simulation.run(trace)
-    for side in simulation.decode:
+    for side in simulation.cluster.decode:
         assert (side.assigned, side.assigned_tokens, side.present, side.tokens) == (0, 0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
-    held = sum(len(cache) for cache in simulation.caches)
+    held = sum(len(cache) for cache in simulation.cluster.caches)
     counted = sum(
-        simulation.view.directory.holders(block).bit_count()
+        simulation.cluster.view.directory.holders(block).bit_count()
         for block in {block for request in trace.requests for block in request.block_ids}
     )
     assert held == counted <= 300

@@ -5,10 +5,12 @@ import random
 import pytest
 
 from serving.conductor import ConductorConfig, RoleConfig
-from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
+from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.recorder import Recorder
+from serving.simulator.result import SimulationResult
+from serving.simulator.simulation import Simulation
 from serving.workload.outcomes import totals
 from serving.workload.requests import Trace
 from serving.workload.synthetic import Lengths, Phase, phased
@@ -83,13 +85,13 @@ def test_nothing_is_left_behind_while_nodes_change_and_die(seed: int) -> None:
     result = simulation.run(trace)
     assert result == Simulation(config, mooncake_a800()).run(trace)
     assert [outcome.id for outcome in result.outcomes] == [request.id for request in trace.requests]
-    for side in simulation.decode:
+    for side in simulation.cluster.decode:
         assert (side.assigned, side.assigned_tokens, side.present) == (0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
     # A node has at most one role.
     roles = [
-        *simulation.view.prefill_order.indices(),
-        *(i + 4 if i < 4 else i - 4 for i in simulation.view.decode_order.indices()),
+        *simulation.cluster.view.prefill_order.indices(),
+        *(i + 4 if i < 4 else i - 4 for i in simulation.cluster.view.decode_order.indices()),
     ]
     assert len(roles) == len(set(roles))
 

@@ -5,9 +5,11 @@ import random
 import pytest
 
 from serving.conductor import ConductorConfig
-from serving.simulator.cluster import ClusterConfig, Simulation, SimulationResult
+from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import mooncake_a800
+from serving.simulator.result import SimulationResult
+from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace, TraceRequest
 from tests.serving.simulator.test_equivalence import SIZE, random_trace
 
@@ -43,8 +45,8 @@ def test_the_store_is_written_once_and_forgets_when_it_is_full() -> None:
     requests = [TraceRequest(i, 20.0 * i, 100 * SIZE, 1, BLOCKS) for i in range(3)]
     simulation = Simulation(ClusterConfig(2, 1, store_blocks=1000), A800)
     simulation.run(Trace("t", tuple(requests), SIZE))
-    assert simulation._store is not None
-    assert simulation._store.written_tokens == 100 * SIZE
+    assert simulation.cluster.store is not None
+    assert simulation.cluster.store.written_tokens == 100 * SIZE
     other = TraceRequest(1, 20.0, 60 * SIZE, 1, tuple(range(500, 560)))
     small = run(ClusterConfig(1, 1, host_blocks=0, store_blocks=100), requests[0], other, requests[2])
     # The least recently used go first, and of those the end of the prompt.
@@ -111,10 +113,10 @@ def test_the_directory_knows_what_is_on_which_ssd(seed: int) -> None:
     trace = random_trace(random.Random(seed), 200, 8.0)
     simulation = Simulation(ClusterConfig(3, 1, host_blocks=60, ssd_blocks=100, failures=((9.0, 1),)), A800)
     simulation.run(trace)
-    directory = simulation.view.directory
+    directory = simulation.cluster.view.directory
     on_ssd = 0
     for block in {block for request in trace.requests for block in request.block_ids}:
-        for node, cache in enumerate(simulation.caches[:3]):
+        for node, cache in enumerate(simulation.cluster.caches[:3]):
             assert directory.holders(block, tier=1) >> node & 1 == cache.on_ssd([block])
             on_ssd += cache.on_ssd([block])
         assert not directory.holders(block, tier=0) & directory.holders(block, tier=1)
