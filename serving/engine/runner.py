@@ -1,6 +1,7 @@
 """The device side of an engine: weights, the KV pool and the jitted step over them."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,12 @@ def _forward(
     return model.logits(hidden_TxD[inputs.last]), cache
 
 
+@functools.lru_cache(maxsize=16)
+def _step(definition: Definition, config: ModelConfig, mesh: Mesh | None) -> Callable[..., tuple[Array, PagedKVCache]]:
+    """The jitted step, one for all engines of the same model: what one has compiled, the others have too."""
+    return jax.jit(functools.partial(_forward, definition, config, mesh), static_argnums=(0, 1), donate_argnums=(3,))
+
+
 class ModelRunner:
     """Owns the weights and the KV pool. `forward` is the only thing that touches them."""
 
@@ -76,9 +83,7 @@ class ModelRunner:
         sharding = NamedSharding(mesh, KV_SPEC) if mesh else self._weights[0].sharding
         self.layout = kv_layout(config, engine, dtype)
         self._cache = PagedKVCache.create(self.layout, sharding)
-        self._step = jax.jit(
-            functools.partial(_forward, definition, config, mesh), static_argnums=(0, 1), donate_argnums=(3,)
-        )
+        self._step = _step(definition, config, mesh)
         self._implementation = engine.attention
 
     def forward(self, inputs: StepInputs, bucket: Bucket) -> Array:
