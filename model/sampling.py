@@ -1,4 +1,4 @@
-"""Batched sampling: every row of a batch follows its own request, in one jitted call without a sort.
+"""Batched sampling: every row of a batch follows its own request, in a jitted call without a sort.
 
 Truncation needs thresholds, not an order: `_threshold` finds the exact k-th largest logit, or the exact edge of the
 nucleus, in 32 passes over the vocabulary (one per bit of a float32). The draw inverts the cumulative distribution with
@@ -146,7 +146,6 @@ def greedy(logits: jax.Array) -> jax.Array:
     return lax.top_k(logits, 1)[1][:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("num_top_logprobs",))
 def sample(
     logits: jax.Array,
     batch: SamplingBatch,
@@ -167,6 +166,13 @@ def sample(
         counts: what the penalties need; may be None where no row is `penalized`.
         num_top_logprobs: alternatives reported per row (static); None reports no log-probability at all.
     """
+    tokens = _choose(logits, batch, generated, counts)
+    return Samples(tokens) if num_top_logprobs is None else _with_logprobs(logits, tokens, num_top_logprobs)
+
+
+# Apart from `_with_logprobs`: choosing takes seconds to compile, and would once more for rows that want to know more.
+@jax.jit
+def _choose(logits: jax.Array, batch: SamplingBatch, generated: Array, counts: TokenCounts | None) -> jax.Array:
     held_back = jnp.where((jnp.asarray(generated) < batch.min_tokens)[:, None], batch.stop_ids, -1)
     edited = jnp.any(batch.bias_ids >= 0) | jnp.any(held_back >= 0)
     sampled = batch.temperature > 0
@@ -180,12 +186,14 @@ def sample(
 
     # Where every row is plainly greedy the logits are read once and never copied.
     plain = jnp.bool_(counts is None) & ~edited & ~jnp.any(sampled)
-    tokens = lax.cond(plain, lambda: greedy(logits), choose)
-    if num_top_logprobs is None:
-        return Samples(tokens)
+    return lax.cond(plain, lambda: greedy(logits), choose)
+
+
+@functools.partial(jax.jit, static_argnames=("count",))
+def _with_logprobs(logits: jax.Array, tokens: jax.Array, count: int) -> Samples:
     total = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-    top_logits, top_ids = lax.top_k(logits, num_top_logprobs)
+    top_logits, top_ids = lax.top_k(logits, count)
     return Samples(tokens, chosen - total, top_ids, top_logits - total[:, None])
 
 
