@@ -4,6 +4,7 @@ The library is compiled with the machine's g++ against the headers of the instal
 kept in `$XDG_CACHE_HOME/halfmoon` (default `~/.cache/halfmoon`) under a name made of everything it depends on.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import jaxlib.version
@@ -81,7 +83,9 @@ def _build() -> pathlib.Path:
     _logger.info("building the CPU kernels into %s (some seconds, once)", path)
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
+        with _alone_in(cache), tempfile.TemporaryDirectory(dir=cache) as folder:
+            if path.exists():
+                return path
             built = pathlib.Path(folder) / path.name
             command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", *map(str, _SOURCES), "-o", str(built)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -91,6 +95,19 @@ def _build() -> pathlib.Path:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"building into {cache} failed: {error}") from error
     return path
+
+
+@contextlib.contextmanager
+def _alone_in(folder: pathlib.Path) -> Iterator[None]:
+    """Of processes that start together one builds, and the others wait for what it has built."""
+    import fcntl  # not everywhere; but builds are on Linux only
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _register(path: pathlib.Path) -> None:
