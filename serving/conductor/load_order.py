@@ -78,7 +78,3 @@ class LoadOrder:
         self._members[place] ^= 1 << index
         if not run:
             del self._runs[place], self._members[place]
-
-    def indices(self) -> list[int]:
-        """All instances, in order of index."""
-        return sorted(self._load)

@@ -112,7 +112,9 @@ def random_choice(seed: int) -> PlacementPolicy:
     rng = random.Random(seed)
 
     def choose(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
-        return _local(view, costs, request, order, now, rng.choice(view.prefill_order.indices()))
+        live = view.prefill_order
+        _, index = next(itertools.islice(live, rng.randrange(len(live)), None))
+        return _local(view, costs, request, order, now, index)
 
     return choose
 

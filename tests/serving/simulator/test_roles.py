@@ -90,8 +90,8 @@ def test_nothing_is_left_behind_while_nodes_change_and_die(seed: int) -> None:
     assert simulation.conductor.occupancy.running == 0
     # A node has at most one role.
     roles = [
-        *simulation.cluster.view.prefill_order.indices(),
-        *(i + 4 if i < 4 else i - 4 for i in simulation.cluster.view.decode_order.indices()),
+        *(i for _, i in simulation.cluster.view.prefill_order),
+        *(i + 4 if i < 4 else i - 4 for _, i in simulation.cluster.view.decode_order),
     ]
     assert len(roles) == len(set(roles))
 
