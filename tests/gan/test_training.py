@@ -63,17 +63,20 @@ def test_a_cut_run_continues_bit_for_bit(tmp_path: pathlib.Path, rng: np.random.
 
 
 def test_eight_devices_train_as_one_does(rng: np.random.Generator) -> None:
-    config, codes = GanConfig(batch=32, learning_rate=1e-3), MOCSS.random(rng, 20)
+    # Adam's first steps have the size of the learning rate however small the gradient, and its sign, which rounding may
+    # turn where it nearly vanishes. With steps below the weights' own rounding every gradient can be compared.
+    config, codes = GanConfig(batch=32, learning_rate=1e-8), MOCSS.random(rng, 20)
     mesh = Mesh(np.array(jax.devices()), ("batch",))
-    alone, _ = Gan(MOCSS, config).train(Gan(MOCSS, config).initial_state(), codes, 5)
-    sharded_gan = Gan(MOCSS, config, mesh)
-    together, _ = sharded_gan.train(sharded_gan.initial_state(), codes, 5)
-    for a, b in zip(_leaves(alone), _leaves(together), strict=True):
-        # Sums over a batch run in another order. Where a gradient nearly vanishes, that may turn all five of Adam's
-        # first steps, of size 1e-3 whatever the gradient; such weights are rare.
-        apart = np.abs(a - b)
-        assert np.quantile(apart, 0.999) < 1e-5
-        assert apart.max(initial=0) < 5 * 1e-3
+
+    def moments_and_losses(gan: Gan) -> list[np.ndarray]:
+        state, losses = gan.train(gan.initial_state(), codes, 5)
+        means = state.generator_optimizer, state.discriminator_optimizer
+        return [np.asarray(leaf) for leaf in jax.tree.leaves((means, losses))]
+
+    alone, together = (moments_and_losses(Gan(MOCSS, config, devices)) for devices in (None, mesh))
+    for a, b in zip(alone, together, strict=True):
+        # Sums over a batch run in another order: up to 16 times the precision of float32 was seen, of the largest.
+        np.testing.assert_allclose(a, b, rtol=0, atol=80 * np.finfo(np.float32).eps * np.abs(a).max())
     with pytest.raises(ValueError, match="cannot be split over 8 devices"):
         Gan(MOCSS, GanConfig(batch=12), mesh)
 
