@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
 from flax import nnx
@@ -13,17 +11,12 @@ from experiments.common import engine_speed
 from model.checkpoints import save_hf
 from model.presets import preset
 from model.transformer import Transformer
+from tests.experiments.scripts import run_script
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = dataclasses.replace(
     preset("bench-58m"), vocab_size=1024, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=4
 )
 TINY = dataclasses.replace(TINY, num_kv_heads=2, head_dim=8)
-
-
-def bench(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.bench_engine", f"--out={out}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
@@ -31,7 +24,7 @@ def test_every_measured_step_decodes_the_whole_batch(tmp_path: pathlib.Path) -> 
     """The run itself checks that; prompts of several steps each, so that sequences do not begin together."""
     save_hf(tmp_path / "model", Transformer(TINY, nnx.Rngs(0)))
     sizes = ("--batches=1,2", "--contexts=100", "--prefill=16", "--steps=3", "--repeats=2")
-    done = bench(tmp_path, f"--model={tmp_path / 'model'}", *sizes)
+    done = run_script("bench_engine", tmp_path, f"--model={tmp_path / 'model'}", *sizes)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [(row["test"], row["batch"], row["context"]) for row in rows] == [
@@ -58,7 +51,7 @@ def test_engines_compare_by_core_seconds_on_cpu_alone(device: str, ratio: float)
     ],
 )
 def test_bad_input_is_told(tmp_path: pathlib.Path, arguments: list[str], message: str) -> None:
-    done = bench(tmp_path, *arguments)
+    done = run_script("bench_engine", tmp_path, *arguments)
     assert done.returncode != 0
     assert message in done.stderr
     assert not (tmp_path / "result.json").exists()

@@ -2,28 +2,20 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from experiments.common.attention_speed import Case, cases
+from tests.experiments.scripts import ROOT, run_script
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = ["--batch=2", "--context=40", "--q_heads=4", "--kv_heads=2", "--head_dim=64", "--page_size=16", "--repeats=2"]
 SIZES = {"batch": 2, "context": 40, "q_heads": 4, "kv_heads": 2, "head_dim": 64, "page_size": 16}
 
 
 def run(out, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.bench_paged_attention", f"--out={out}", *TINY, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_script("bench_paged_attention", out, *TINY, *arguments)
 
 
 def test_every_backend_and_size_has_a_row_and_agrees_with_xla(tmp_path):

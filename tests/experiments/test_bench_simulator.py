@@ -2,21 +2,14 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-
-
-def bench(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.bench_simulator", f"--out={out}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+from tests.experiments.scripts import ROOT, run_script
 
 
 def test_it_measures_every_case(tmp_path: pathlib.Path) -> None:
     trace = ROOT / "experiments" / "assets" / "demo_trace.jsonl"
     sizes = ("--requests=100", "--requests=400", "--instances=16", "--instances=64")
-    done = bench(tmp_path, f"--trace={trace}", *sizes)
+    done = run_script("bench_simulator", tmp_path, f"--trace={trace}", *sizes)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [(row["trace"], row["requests"], row["instances"]) for row in rows] == [
@@ -32,7 +25,7 @@ def test_it_measures_every_case(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_run_that_fails_ends_it(tmp_path: pathlib.Path) -> None:
-    done = bench(tmp_path, "--requests=100", "--instances=16", "--placement=nowhere")
+    done = run_script("bench_simulator", tmp_path, "--requests=100", "--instances=16", "--placement=nowhere")
     assert done.returncode != 0
     assert "`simulate_cluster` ended with 1." in done.stderr
     assert "nowhere" in done.stderr

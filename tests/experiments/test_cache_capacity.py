@@ -2,25 +2,18 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from serving.simulator.hit_rates import named_policy, replay_hits
 from serving.workload.traces import read_trace
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-TRACE = ROOT / "experiments" / "assets" / "demo_trace.jsonl"
-
-
-def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.cache_capacity", f"--out={out}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+from tests.experiments.scripts import TRACE, run_script
 
 
 def test_every_policy_at_every_capacity(tmp_path: pathlib.Path) -> None:
-    done = run(tmp_path, f"--trace={TRACE}", "--policies=lru,turns,belady", "--capacities=200,50,50")
+    done = run_script(
+        "cache_capacity", tmp_path, f"--trace={TRACE}", "--policies=lru,turns,belady", "--capacities=200,50,50"
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     trace = read_trace(TRACE)
@@ -45,7 +38,7 @@ def test_every_policy_at_every_capacity(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_bad_input_is_one_clear_message(arguments: tuple[str, ...], message: str, tmp_path: pathlib.Path) -> None:
-    done = run(tmp_path, *arguments)
+    done = run_script("cache_capacity", tmp_path, *arguments)
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -54,7 +47,7 @@ def test_bad_input_is_one_clear_message(arguments: tuple[str, ...], message: str
 def test_a_trace_without_blocks_has_nothing_to_hit(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "lengths.csv"
     path.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,100,5\n")
-    done = run(tmp_path, f"--trace={path}")
+    done = run_script("cache_capacity", tmp_path, f"--trace={path}")
     assert done.returncode != 0
     assert "lengths has no block ids, so nothing can be hit; use a trace with `hash_ids`" in " ".join(
         done.stderr.split()

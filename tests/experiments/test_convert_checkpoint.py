@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from flax import nnx
 from model.checkpoints import load, load_hf, save_hf
 from model.presets import preset
 from model.transformer import Transformer, split
+from tests.experiments.scripts import run_command
 
 TINY = dataclasses.replace(
     preset("qwen3-0.6b"), vocab_size=32, hidden_size=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=4
@@ -20,8 +20,7 @@ TINY = dataclasses.replace(TINY, intermediate_size=24)
 
 
 def _convert(source: pathlib.Path, target: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.convert_checkpoint", f"--source={source}", f"--target={target}"]
-    return subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    return run_command("experiments.convert_checkpoint", f"--source={source}", f"--target={target}", *flags)
 
 
 def test_there_and_back_again(tmp_path: pathlib.Path):

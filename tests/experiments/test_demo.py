@@ -14,9 +14,9 @@ import pytest
 
 from experiments.common.assets import DEMO_MODEL
 from model.training.corpus import read_corpus
+from tests.experiments.scripts import ROOT
 from tests.experiments.test_train_lm import run
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 SIZE_LIMIT = 8_000_000  # bytes, everything that ships with the model
 
 

@@ -1,26 +1,17 @@
 """Calibration and fidelity from the command line: a tiny engine is measured, simulated and compared with itself."""
 
 import json
-import os
 import pathlib
 import subprocess
-import sys
 
 import pytest
 
+from tests.experiments.scripts import ROOT, TRACE, run_script
 from tests.serving.api.conftest import tiny_model as tiny_model
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-TRACE = ROOT / "experiments" / "assets" / "demo_trace.jsonl"
 ENGINE = ("--page_size=8", "--num_pages=40", "--max_batch=2", "--token_budget=16", "--max_prefill_rows=1")
 FLAGS = (*ENGINE, "--max_model_len=80", f"--compilation_cache={ROOT / '.jax_cache'}")
 SLICE = (f"--trace={TRACE}", "--shrink=64", "--shrink_outputs=32", "--requests=30", "--runs=2", "--speed=4")
-
-
-def run(script: str, out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"experiments.{script}", f"--out={out}", *arguments]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
@@ -32,7 +23,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.slow
 def test_an_engine_is_calibrated_simulated_and_compared(tiny_model: pathlib.Path, tmp_path: pathlib.Path) -> None:
     engine = (f"--model={tiny_model}", *FLAGS)
-    done = run("calibrate", tmp_path, *engine, "--repeats=1")
+    done = run_script("calibrate", tmp_path, *engine, "--repeats=1")
     assert done.returncode == 0, done.stderr
     calibration = tmp_path / "calibration.json"
     result = json.loads((tmp_path / "result.json").read_text())
@@ -43,11 +34,11 @@ def test_an_engine_is_calibrated_simulated_and_compared(tiny_model: pathlib.Path
         assert len(noise) > 20
         assert noise == sorted(noise)
 
-    done = run("simulate_cluster", tmp_path / "cluster", f"--calibration={calibration}", f"--trace={TRACE}",
+    done = run_script("simulate_cluster", tmp_path / "cluster", f"--calibration={calibration}", f"--trace={TRACE}",
                "--shrink=64", "--prefill=0", "--decode=0", "--coupled=2")  # fmt: skip
     assert done.returncode == 0, done.stderr
 
-    done = run("fidelity", tmp_path / "fidelity", *engine, *SLICE, f"--calibration={calibration}")
+    done = run_script("fidelity", tmp_path / "fidelity", *engine, *SLICE, f"--calibration={calibration}")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "fidelity" / "result.json").read_text())
     rows = {row["metric"]: row for row in result["rows"]}
@@ -59,7 +50,9 @@ def test_an_engine_is_calibrated_simulated_and_compared(tiny_model: pathlib.Path
     assert result["totals"]["requests"] == 30
     assert result["totals"]["compiles_after_warm_up"] == 0
 
-    other = run("fidelity", tmp_path / "other", *engine, *SLICE, f"--calibration={calibration}", "--num_pages=41")
+    other = run_script(
+        "fidelity", tmp_path / "other", *engine, *SLICE, f"--calibration={calibration}", "--num_pages=41"
+    )
     assert "was not made for an engine of" in said(other)
 
 
@@ -75,4 +68,4 @@ def test_an_engine_is_calibrated_simulated_and_compared(tiny_model: pathlib.Path
 def test_bad_input_is_one_clear_message(
     script: str, arguments: tuple[str, ...], message: str, tmp_path: pathlib.Path
 ) -> None:
-    assert message in said(run(script, tmp_path, *arguments))
+    assert message in said(run_script(script, tmp_path, *arguments))

@@ -1,19 +1,16 @@
 """The paper's page from the command line: three tables within their budgets, clear refusals."""
 
 import json
-import os
 import pathlib
 import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.experiments.scripts import run_script
 
 
 def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.hpgan_paper", f"--out={out}", "--seeds=1", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    return run_script("hpgan_paper", out, "--seeds=1", *arguments)
 
 
 @pytest.mark.slow

@@ -3,16 +3,14 @@
 import json
 import pathlib
 import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.experiments.scripts import run_script
 
 
 def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.lamina_paper", f"--out={out}", "--table=4", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return run_script("lamina_paper", out, "--table=4", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,20 @@
 import json
 import pathlib
 import subprocess
-import sys
 
 import pytest
 
 from attention_offload.costs.knobs import load_knobs
 from attention_offload.devices import load_devices
+from tests.experiments.scripts import run_script
 
 CPU = load_devices()["cpu"]
 
 
 def measured_knobs(folder: pathlib.Path, gb_s: float, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "attention.json").write_text(json.dumps({"rows": [{"gb_s": gb_s}]}))
-    command = [sys.executable, "-m", "experiments.measured_knobs", "--device=cpu", f"--out={folder}"]
-    command += [f"--attention={folder / 'attention.json'}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    files = (f"--attention={folder / 'attention.json'}", *arguments)
+    return run_script("measured_knobs", folder, "--device=cpu", *files)
 
 
 @pytest.mark.parametrize(("arguments", "scale"), [((), 1), (("--attention_cores=96",), 2)])

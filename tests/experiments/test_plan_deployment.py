@@ -1,20 +1,16 @@
 """The planning scripts from the command line, on the small trace that ships with the project."""
 
 import json
-import os
 import pathlib
 import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-TRACE = ROOT / "experiments" / "assets" / "demo_trace.jsonl"
+from tests.experiments.scripts import TRACE, run_script
 
 
 def run(script: str, out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"experiments.{script}", f"--out={out}", f"--trace={TRACE}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+    return run_script(script, out, f"--trace={TRACE}", *arguments)
 
 
 def test_a_deployment_is_planned_and_put_to_the_test(tmp_path: pathlib.Path) -> None:

@@ -4,16 +4,15 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from experiments.common.server_process import ServerDiedError, ServerProcess
+from tests.experiments.scripts import run_script
 from tests.serving.api.conftest import SERVER_FLAGS
 from tests.serving.api.conftest import tiny_model as tiny_model
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n" * 20
 # Two turns of one conversation, another conversation, and a request that is too long.
 LINES = (
@@ -26,15 +25,7 @@ LINES = (
 
 def replay(out: pathlib.Path, trace: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (out / "text").write_text(TEXT)
-    command = [sys.executable, "-m", "experiments.replay_trace", f"--out={out}", f"--trace={trace}"]
-    return subprocess.run(
-        [*command, f"--text={out / 'text'}", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_script("replay_trace", out, f"--trace={trace}", f"--text={out / 'text'}", *arguments)
 
 
 @pytest.fixture(scope="module")

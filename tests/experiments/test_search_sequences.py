@@ -1,21 +1,12 @@
 """The search script from the command line: files, table, clear refusals."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from gan import catalogue
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-
-
-def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.search_sequences", f"--out={out}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300)
+from tests.experiments.scripts import run_script
 
 
 @pytest.mark.parametrize(
@@ -25,7 +16,8 @@ def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_small_search_writes_curves_and_a_catalogue_that_checks(
     arguments: tuple[str, ...], classes: int, tmp_path: pathlib.Path
 ) -> None:
-    done = run(tmp_path, *arguments, "--length=7", "--method=hpgan", "--budget=2000", "--seeds=3-4")
+    small = ("--length=7", "--method=hpgan", "--budget=2000", "--seeds=3-4")
+    done = run_script("search_sequences", tmp_path, *arguments, *small)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert {row["seed"] for row in result["rows"]} == {3, 4}
@@ -49,6 +41,6 @@ def test_a_small_search_writes_curves_and_a_catalogue_that_checks(
     ],
 )
 def test_bad_input_is_refused_by_name(tmp_path: pathlib.Path, arguments: tuple[str, ...], message: str) -> None:
-    done = run(tmp_path, *arguments)
+    done = run_script("search_sequences", tmp_path, *arguments)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr

@@ -4,17 +4,14 @@ flags are told clearly."""
 import json
 import pathlib
 import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-TRACE = ROOT / "experiments" / "assets" / "demo_trace.jsonl"
+from tests.experiments.scripts import TRACE, run_script
 
 
 def run(out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.simulate_cluster", f"--trace={TRACE}", f"--out={out}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return run_script("simulate_cluster", out, f"--trace={TRACE}", *arguments)
 
 
 def totals(out: pathlib.Path, *arguments: str) -> dict:

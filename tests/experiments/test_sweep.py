@@ -15,9 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.common.grid import GridError, cells, parse_grid
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-TRACE = ROOT / "experiments" / "assets" / "demo_trace.jsonl"
+from tests.experiments.scripts import ROOT, TRACE
 
 
 def command(out: pathlib.Path, grid: str, *arguments: str) -> list[str]:

@@ -1,15 +1,11 @@
 """The training script from the command line: train, continue, score."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
+from tests.experiments.scripts import run_script
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 SCHEDULE = {"steps": 6, "batch_tokens": 64, "context": 32, "long_steps": 2, "long_context": 64, "warmup_steps": 2}
 SHAPE = {"vocab_size": 300, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
 TINY = [f"--{name}={value}" for name, value in (SCHEDULE | SHAPE | {"checkpoint_every": 3}).items()]
@@ -17,14 +13,7 @@ TINY = [f"--{name}={value}" for name, value in (SCHEDULE | SHAPE | {"checkpoint_
 
 def run(script, out, *arguments):
     """Runs a script and returns its result file and what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{script}", f"--out={out}", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_script(script, out, *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "result.json").read_text()), done.stderr
 

@@ -1,10 +1,8 @@
 """The verifier from the command line: counts what holds, refuses what does not by its line."""
 
 import json
-import os
 import pathlib
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +12,11 @@ import pytest
 from gan import catalogue
 from gan.problems import problem
 from gan.sequences import exhaustive
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.experiments.scripts import ROOT, run_script
 
 
 def verify(tmp_path: pathlib.Path, *paths: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.verify_sequences", f"--out={tmp_path / 'out'}", *map(str, paths)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120)
+    return run_script("verify_sequences", tmp_path / "out", *map(str, paths))
 
 
 @pytest.fixture

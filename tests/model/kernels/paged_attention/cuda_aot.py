@@ -40,10 +40,8 @@ class Case:
 
 
 CASES = (
-    Case("bfloat16"),
     Case("layers", layers=8),
-    Case("float16 on h100", gpu="h100", dtype="float16"),
-    Case("window and soft cap", sliding_window=1000, soft_cap=30.0),
+    Case("float16 with window and soft cap on h100", gpu="h100", dtype="float16", sliding_window=1000, soft_cap=30.0),
     Case("MHA, head_dim 64, page 128", q_heads=8, head_dim=64, page_size=128),
     Case("page 16", q_heads=32, page_size=16),
     Case("head_dim 256", q_heads=32, head_dim=256),

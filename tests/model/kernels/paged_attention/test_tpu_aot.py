@@ -18,12 +18,27 @@ from tests.model.kernels.paged_attention.tpu_cases import CHUNKS, DECODES, Step,
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="no libtpu, the compiler for TPUs: pip install '.[tpu-aot]'"
 )
-every_chip = pytest.mark.parametrize("chip", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+CHIPS = ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"]
+every_chip = pytest.mark.parametrize("chip", CHIPS)
 
 
-def slowly(names, slow: set[str]) -> list:
-    """The names as parameters; what each compiles beyond the others takes seconds for each chip."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+def on_chips(names, slow: set[str]):
+    """Every name on every chip. Each takes seconds to compile: the first name runs on all chips, the others on the
+    oldest and the newest, and what is slow, or on chips between those, with `-m slow`.
+    """
+    first = next(iter(names))
+    return pytest.mark.parametrize(
+        ("chip", "name"),
+        [
+            pytest.param(
+                chip,
+                name,
+                marks=[pytest.mark.slow] if name in slow or (name != first and chip in CHIPS[1:-1]) else [],
+            )
+            for name in names
+            for chip in CHIPS
+        ],
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,8 +65,7 @@ def compile_for(chip: str, function, arguments, donate: tuple[int, ...] = ()):
         return traced.lower(lowering_platforms=("tpu",)).compile()
 
 
-@every_chip
-@pytest.mark.parametrize("name", slowly(DECODES, {"fp8", "int8, page 128", "int8, page 32"}))
+@on_chips(DECODES, {"fp8", "int8, page 128", "int8, page 32"})
 def test_decode_moves_the_kv_once_and_copies_nothing(chip: str, name: str) -> None:
     step = DECODES[name]
     compiled = compile_for(chip, step.attend, lambda sharding: [step.batch(sharding)])
@@ -63,8 +77,7 @@ def test_decode_moves_the_kv_once_and_copies_nothing(chip: str, name: str) -> No
     assert step.kv_bytes <= accessed < 1.05 * step.kv_bytes + edge
 
 
-@every_chip
-@pytest.mark.parametrize("name", slowly(CHUNKS, {"int8", "head_dim 64"}))
+@on_chips(CHUNKS, {"int8", "head_dim 64"})
 def test_chunks_beside_decode_rows_copy_no_pool(chip: str, name: str) -> None:
     step = CHUNKS[name]
     compiled = compile_for(chip, step.attend, lambda sharding: [step.batch(sharding)])
