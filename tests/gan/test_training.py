@@ -25,11 +25,9 @@ def _leaves(state: GanState) -> list[np.ndarray]:
     "config",
     [
         *(GanConfig(codec=codec) for codec in CODECS),
-        GanConfig(loss="wgan_gp"),
-        GanConfig(loss="r1", head="correlation"),
+        GanConfig(loss="wgan_gp", augment=True),
+        GanConfig(loss="r1", head="correlation", guidance=1.0),
         GanConfig(codec="rank1", loss="sn", head="correlation", guidance=1.0),
-        GanConfig(guidance=1.0),
-        GanConfig(augment=True),
     ],
     ids=lambda config: f"{config.codec}-{config.loss}-{config.head}-{config.guidance}{'-augmented' * config.augment}",
 )
