@@ -10,6 +10,8 @@ from gan.problems import problem
 from gan.search import SearchConfig
 from gan.sequences.codes import all_codes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_the_benchmark_codes_have_their_published_values() -> None:
     for item in paper.known_codes():

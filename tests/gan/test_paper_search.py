@@ -7,6 +7,8 @@ from gan.paper_search import PaperConfig
 from gan.problems import problem
 from gan.training import GanConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = PaperConfig(start=200, elites=50, steps=10, samples=100)
 
 

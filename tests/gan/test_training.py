@@ -14,6 +14,8 @@ from gan.checkpoints import ResumeError, fit
 from gan.problems import problem
 from gan.training import CODECS, Gan, GanConfig, GanState
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MOCSS = problem("mocss", 4, flocks=2, sequences=2)
 
 
