@@ -1,7 +1,6 @@
 """The device side of an engine: weights, the KV pool and the jitted step over them."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +67,7 @@ def _forward(
 
 
 @functools.lru_cache(maxsize=16)
-def _step(definition: Definition, config: ModelConfig, mesh: Mesh | None) -> Callable[..., tuple[Array, PagedKVCache]]:
+def _step(definition: Definition, config: ModelConfig, mesh: Mesh | None) -> jax.stages.Wrapped:
     """The jitted step, one for all engines of the same model: what one has compiled, the others have too."""
     return jax.jit(functools.partial(_forward, definition, config, mesh), static_argnums=(0, 1), donate_argnums=(3,))
 
