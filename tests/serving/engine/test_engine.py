@@ -98,11 +98,10 @@ def test_the_engine_decodes_what_the_model_says(model: Transformer, alone: dict[
         {},
         {"token_budget": 5},
         {"token_budget": 100, "max_prefill_rows": 8},
-        {"page_size": 4},
         {"prefix_cache": False},
         {"max_batch": 2},
-        {"num_pages": 17, "prefix_cache": False},
-        {"num_pages": 17},
+        {"page_size": 4, "num_pages": 34, "prefix_cache": False},
+        {"page_size": 4, "num_pages": 34},
     ],
     ids=str,
 )
@@ -180,7 +179,7 @@ def test_end_of_sequence_stops_unless_ignored(model: Transformer, alone: dict[st
 def test_abort_at_any_moment_frees_pages_and_leaves_mates_alone(
     model: Transformer, alone: dict[str, list[int]], rng: np.random.Generator
 ) -> None:
-    engine = make(model, num_pages=17)
+    engine = make(model, page_size=4, num_pages=34)
     tokens: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts(8)):
         engine.add(Request(f"r{index}", prompt, GREEDY))
@@ -199,7 +198,7 @@ def test_abort_at_any_moment_frees_pages_and_leaves_mates_alone(
 
 def test_nothing_is_compiled_after_warm_up(model: Transformer) -> None:
     # Engines of one model share their steps: a pool of a size that no other test has compiled anything for.
-    engine = make(model, num_pages=48)
+    engine = make(model, num_pages=48, max_batch=2)
     done: list[tuple[int, int]] = []
     engine.warm_up(lambda *progress: done.append(progress))
     assert done[-1][0] == done[-1][1] == len(done)
