@@ -5,6 +5,7 @@ of the prompts behind them; the step that computes a prompt's last token yields 
 one each, until a stop token or the length limit ends it. `abort` drops it between any two steps.
 """
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterable
 
@@ -24,6 +25,9 @@ from serving.engine.sequence import Sequence
 from serving.engine.types import EngineConfig, EngineStats, Request, TokenEvent
 
 Progress = Callable[[int, int], None]
+
+# At most so many steps are compiled at once: on a GPU each tries matmuls of its own, beside weights and a full pool.
+_COMPILERS = 4
 
 
 class Engine:
@@ -81,11 +85,16 @@ class Engine:
         `progress(done, total)` is called after each.
         """
         empty = StepPlan((), ())
-        for done, bucket in enumerate(self._buckets, start=1):
-            logits = self._runner.forward(step_inputs(empty, bucket, self._runner.layout, self._max_pages), bucket)
-            self._sampler.warm_up(logits)
-            if progress:
-                progress(done, len(self._buckets))
+        inputs = [step_inputs(empty, bucket, self._runner.layout, self._max_pages) for bucket in self._buckets]
+        with concurrent.futures.ThreadPoolExecutor(_COMPILERS) as pool:
+            # Traced one after the other, as Python is, and compiled side by side: XLA lets go of the interpreter.
+            lowered = (self._runner.lower(*args) for args in zip(inputs, self._buckets, strict=True))
+            compiling = [pool.submit(step.compile) for step in lowered]
+            for index, bucket in enumerate(self._buckets):
+                compiling[index].result()
+                self._sampler.warm_up(self._runner.forward(inputs[index], bucket))
+                if progress:
+                    progress(index + 1, len(self._buckets))
         self._compiles = compiles()
 
     def step(self) -> list[TokenEvent]:

@@ -90,10 +90,13 @@ class ModelRunner:
         logits, self._cache = self._step(bucket, self._implementation, self._weights, self._cache, inputs)
         return logits
 
+    def lower(self, inputs: StepInputs, bucket: Bucket) -> jax.stages.Lowered:
+        """The traced step of that shape; what it compiles to is what `forward` runs."""
+        return self._step.lower(bucket, self._implementation, self._weights, self._cache, inputs)
+
     def step_temp_bytes(self, inputs: StepInputs, bucket: Bucket) -> int:
         """Scratch memory of the compiled step; far below the pool's size, because the pool is never copied."""
-        compiled = self._step.lower(bucket, self._implementation, self._weights, self._cache, inputs).compile()
-        analysis = compiled.memory_analysis()
+        analysis = self.lower(inputs, bucket).compile().memory_analysis()
         if analysis is None:
             raise EngineError(f"backend {jax.default_backend()!r} does not report what a compiled step allocates.")
         return analysis.temp_size_in_bytes

@@ -41,7 +41,8 @@ class Sampler:
             generated[row] = sequence.generated
         params = [sequence.request.sampling for sequence in rows.values()]
         counts = self._counts(rows, width) if any(p.penalized for p in params) else None
-        detailed = any(p.logprobs is not None for p in params)
+        # Penalised rows share the compiled variant with log-probabilities: one variant fewer to warm up.
+        detailed = counts is not None or any(p.logprobs is not None for p in params)
         samples = jax.device_get(
             sample(logits, batch, generated, counts, num_top_logprobs=self._top if detailed else None)
         )
@@ -57,11 +58,11 @@ class Sampler:
         return result
 
     def warm_up(self, logits: Array) -> None:
-        """Compiles all that a choice may need for the shape of `logits`."""
+        """Compiles every variant for the shape of `logits`."""
         width = logits.shape[0]
         batch = jax.device_put(SamplingBatch.from_params([], width, self._eos_ids))
         generated = np.zeros(width, np.int32)
-        for counts, top in ((None, self._top), (self._counts({}, width), None)):
+        for counts, top in ((None, None), (None, self._top), (self._counts({}, width), self._top)):
             jax.block_until_ready(sample(logits, batch, generated, counts, num_top_logprobs=top))
 
     def _batch_of(self, rows: Mapping[int, Sequence], width: int) -> SamplingBatch:

@@ -15,6 +15,7 @@ from model.sharding import MeshError, parse_mesh
 from model.transformer import Transformer, causal_attend
 from serving.engine import Engine, EngineConfig, Request, RequestRefusedError, TokenEvent
 from serving.engine.batch import Bucket, step_inputs
+from serving.engine.compiles import compiles
 from serving.engine.runner import ModelRunner
 from serving.engine.scheduler import StepPlan
 
@@ -98,10 +99,11 @@ def test_the_engine_decodes_what_the_model_says(model: Transformer, alone: dict[
         {},
         {"token_budget": 5},
         {"token_budget": 100, "max_prefill_rows": 8},
+        {"page_size": 4},
         {"prefix_cache": False},
         {"max_batch": 2},
-        {"page_size": 4, "num_pages": 34, "prefix_cache": False},
-        {"page_size": 4, "num_pages": 34},
+        {"num_pages": 17, "prefix_cache": False},
+        {"num_pages": 17},
     ],
     ids=str,
 )
@@ -179,7 +181,7 @@ def test_end_of_sequence_stops_unless_ignored(model: Transformer, alone: dict[st
 def test_abort_at_any_moment_frees_pages_and_leaves_mates_alone(
     model: Transformer, alone: dict[str, list[int]], rng: np.random.Generator
 ) -> None:
-    engine = make(model, page_size=4, num_pages=34)
+    engine = make(model, num_pages=17)
     tokens: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts(8)):
         engine.add(Request(f"r{index}", prompt, GREEDY))
@@ -198,7 +200,7 @@ def test_abort_at_any_moment_frees_pages_and_leaves_mates_alone(
 
 def test_nothing_is_compiled_after_warm_up(model: Transformer) -> None:
     # Engines of one model share their steps: a pool of a size that no other test has compiled anything for.
-    engine = make(model, num_pages=48, max_batch=2)
+    engine = make(model, num_pages=48)
     done: list[tuple[int, int]] = []
     engine.warm_up(lambda *progress: done.append(progress))
     assert done[-1][0] == done[-1][1] == len(done)
@@ -211,6 +213,17 @@ def test_nothing_is_compiled_after_warm_up(model: Transformer) -> None:
     requests = [Request(f"r{i}", prompt, samplings[i % 4]) for i, prompt in enumerate(prompts(12, seed=5))]
     serve(engine, requests)
     assert engine.stats().compiles_after_warm_up == 0
+
+
+def test_a_step_compiled_ahead_is_not_compiled_again(model: Transformer) -> None:
+    runner = ModelRunner(CONFIG, model, dataclasses.replace(SIZES, num_pages=63))
+    bucket = Bucket(2, 0, 0)
+    inputs = step_inputs(StepPlan((), ()), bucket, runner.layout, max_pages=16)
+    before = compiles()
+    runner.lower(inputs, bucket).compile()
+    assert compiles() == before + 1
+    runner.forward(inputs, bucket)
+    assert compiles() == before + 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
