@@ -1,13 +1,12 @@
-"""Engine speed: prefill and decode tokens per second, beside a peer on the same weights in the same run.
+"""Engine speed: prefill and decode tokens per second, beside a peer on the same model in the same run.
 
     python -m experiments.bench_engine --peer=transformers
     python -m experiments.bench_engine --model=path/to/hf/folder --batches=1,8 --contexts=512 --mesh=tp:2 --cores=2
 
+Both read the weights of `--model`; of a shape alone, each draws random ones of its own, as no speed depends on them.
 `tok_core_s` is tokens per second of CPU time of one core: it does not change when others use the machine.
 `peer_ratio` is ours over the peer's at the same test; beside an accelerator, whose host only waits, it is of `tok_s`.
 """
-
-import tempfile
 
 from absl import app, flags
 
@@ -22,13 +21,13 @@ from model.presets import PRESETS
 from model.sharding import MeshError
 from serving.engine import EngineError
 
-MODEL = flags.DEFINE_string("model", None, "HF folder; by default random weights in the shape of the peer table.")
-SHAPE = flags.DEFINE_enum("shape", None, sorted(PRESETS), "Random weights in the shape of a preset, without --model.")
+MODEL = flags.DEFINE_string("model", None, "HF folder; by default random weights in a --shape.")
+SHAPE = flags.DEFINE_enum("shape", None, sorted(PRESETS), "Preset to draw weights for; bench-58m without --model.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and KV.")
 PEER = flags.DEFINE_multi_enum("peer", [], ["transformers", "vllm"], "Engines to run beside ours; may be repeated.")
 BATCHES = common.define_integers("batches", [1, 8, 32], "Batch sizes for decode.")
 CONTEXTS = common.define_integers("contexts", [512, 2048], "Context lengths in tokens for decode.")
-PREFILL = flags.DEFINE_integer("prefill", 512, "Prompt length in tokens for prefill.", lower_bound=1)
+PREFILL = flags.DEFINE_integer("prefill", 512, "Prompt tokens for prefill; a power of 2 is not padded.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 16, "Decode steps per measurement.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements; the median is reported.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 1, "CPU cores that each engine may use.", lower_bound=1)
@@ -51,11 +50,11 @@ def main(argv: list[str]) -> None:
         repeats=REPEATS.value,
         cores=CORES.value,
         seed=common.SEED.value,
+        shape=SHAPE.value or (None if MODEL.value else "bench-58m"),
         mesh=MESH.value,
     )
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            rows = run_benchmark(workload, MODEL.value, SHAPE.value, PEER.value, scratch)
+        rows = run_benchmark(workload, MODEL.value, PEER.value)
     except (BenchmarkError, CheckpointError, ConfigError, EngineError, FileNotFoundError, MeshError) as error:
         raise SystemExit(str(error)) from error
     results.print_table(rows, title=f"engine speed, {DTYPE.value}, {CORES.value} core(s)")

@@ -65,6 +65,7 @@ bench decode_pages 40 --backend=mosaic_gpu --batch=32 --context=4096 --page_size
 bench prefill 60 --backend="mosaic_gpu,xla$torch_peers" --batch=1,4 --context=4096 --query_len=4096 --repeats=3
 run host_memory 20 bench_host_memory
 run pair 60 bench_pair --shape=llama3-8b --layers=8 --batches=1,8 --contexts=4096
-run engine 160 bench_engine --shape=llama3-8b --dtype=bfloat16 --batches=1,32 --contexts=2048 --cores=8 "${engine_peer[@]}"
+run engine 160 bench_engine --shape=llama3-8b --dtype=bfloat16 --batches=1,32 --contexts=2048 --prefill=2048 \
+  --cores="$(nproc)" "${engine_peer[@]}"
 
 [ ${#failed[@]} -eq 0 ] || { echo "failed or out of time: ${failed[*]}" >&2; exit 1; }

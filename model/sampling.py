@@ -166,27 +166,26 @@ def sample(
         counts: what the penalties need; may be None where no row is `penalized`.
         num_top_logprobs: alternatives reported per row (static); None reports no log-probability at all.
     """
-    adjusted = logits if counts is None else _penalized(logits, batch, generated, counts)
-    tokens = _choose(adjusted, batch, generated, counts is not None)
+    tokens = _choose(logits, batch, generated, counts)
     return Samples(tokens) if num_top_logprobs is None else _with_logprobs(logits, tokens, num_top_logprobs)
 
 
-# Three jitted functions: choosing takes seconds to compile, once for penalised rows, for rows that want to know more
-# and for all others.
+# Apart from `_with_logprobs`: choosing takes seconds to compile, and would once more for rows that want to know more.
 @jax.jit
-def _choose(logits: jax.Array, batch: SamplingBatch, generated: Array, edited: bool | jax.Array) -> jax.Array:
-    """`edited`: whether biases and held back tokens are in the logits already."""
-    held_back = _held_back(batch, generated)
-    edits = ~jnp.asarray(edited) & (jnp.any(batch.bias_ids >= 0) | jnp.any(held_back >= 0))
+def _choose(logits: jax.Array, batch: SamplingBatch, generated: Array, counts: TokenCounts | None) -> jax.Array:
+    held_back = jnp.where((jnp.asarray(generated) < batch.min_tokens)[:, None], batch.stop_ids, -1)
+    edited = jnp.any(batch.bias_ids >= 0) | jnp.any(held_back >= 0)
     sampled = batch.temperature > 0
 
     def choose() -> jax.Array:
-        adjusted = lax.cond(edits, functools.partial(_edit, batch=batch, held_back=held_back), lambda x: x, logits)
+        edit = functools.partial(_edit, batch=batch, held_back=held_back)
+        adjusted = lax.cond(edited, edit, lambda x: x, logits)
+        adjusted = adjusted if counts is None else _penalize(adjusted, batch, counts)
         drawn = lax.cond(jnp.any(sampled), lambda: _draw(adjusted, batch, generated), lambda: jnp.zeros_like(generated))
         return jnp.where(sampled, drawn, greedy(adjusted))
 
     # Where every row is plainly greedy the logits are read once and never copied.
-    plain = ~edits & ~jnp.any(sampled)
+    plain = jnp.bool_(counts is None) & ~edited & ~jnp.any(sampled)
     return lax.cond(plain, lambda: greedy(logits), choose)
 
 
@@ -198,11 +197,6 @@ def _with_logprobs(logits: jax.Array, tokens: jax.Array, count: int) -> Samples:
     return Samples(tokens, chosen - total, top_ids, top_logits - total[:, None])
 
 
-def _held_back(batch: SamplingBatch, generated: Array) -> jax.Array:
-    """Token ids that are impossible yet: int32 [R, S], -1 = no entry."""
-    return jnp.where((jnp.asarray(generated) < batch.min_tokens)[:, None], batch.stop_ids, -1)
-
-
 def _edit(logits: jax.Array, batch: SamplingBatch, held_back: jax.Array) -> jax.Array:
     """Logits with the biases added and the token ids that are `held_back` [R, S] impossible."""
     rows, vocab_size = jnp.arange(logits.shape[0])[:, None], logits.shape[1]
@@ -211,10 +205,7 @@ def _edit(logits: jax.Array, batch: SamplingBatch, held_back: jax.Array) -> jax.
     return logits.at[rows, bias_ids].add(batch.bias, mode="drop").at[rows, stop_ids].set(-jnp.inf, mode="drop")
 
 
-@jax.jit
-def _penalized(logits: jax.Array, batch: SamplingBatch, generated: Array, counts: TokenCounts) -> jax.Array:
-    """Edited logits, less the penalties."""
-    logits = _edit(logits, batch, _held_back(batch, generated))
+def _penalize(logits: jax.Array, batch: SamplingBatch, counts: TokenCounts) -> jax.Array:
     seen = counts.prompt | (counts.output > 0)
     repetition = batch.repetition_penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / repetition, logits * repetition), logits)

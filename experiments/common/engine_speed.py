@@ -1,39 +1,26 @@
 """The measurements of `bench_engine`: our engine and its peers, each in a process of its own on the same cores."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import importlib.util
+import itertools
+import json
 import multiprocessing
 import os
 import pathlib
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-# The model of the peer table: 58.0 M parameters, random weights.
-PEER_TABLE_MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 512,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "intermediate_size": 1536,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from model.presets import PRESETS
 
 Row = dict[str, Any]
 
@@ -54,12 +41,13 @@ class Workload:
     repeats: int
     cores: int
     seed: int
+    shape: str | None = None  # a preset; each engine draws weights of its own then: their values do not change speed
     mesh: str | None = None  # of our engine; peers run on one device
 
     @property
     def decoded(self) -> int:
-        """Tokens asked of each decoding sequence: none ends before the last measured step, whenever it began."""
-        return self.steps * self.repeats + max(self.batches) + 2
+        """Tokens asked of each decoding sequence: none ends before the last measured step."""
+        return self.steps * (self.repeats + 1) + 2
 
     @property
     def longest(self) -> int:
@@ -77,6 +65,15 @@ def measure(tokens: int, work: Callable[[], None]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return tokens / (time.perf_counter() - wall), tokens / (time.process_time() - cpu)
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Tells on stderr that a part of the benchmark begins, and then how long it took."""
+    start = time.perf_counter()
+    tqdm.write(f"{name} ...", file=sys.stderr)
+    yield
+    tqdm.write(f"{name}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
 
 
 def row(engine: str, device: str, test: str, batch: int, context: int, speeds: list[tuple[float, float]]) -> Row:
@@ -100,28 +97,34 @@ def compared(ours: Row, theirs: Row) -> Row:
 
 
 def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
-    """Our engine, through the same `add` and `step` that serve HTTP."""
+    """Our engine, through the same `add` and `step` that serve HTTP; only steps that it meets here are compiled."""
     import jax
+    from flax import nnx
 
     from experiments.common.mesh_flags import make_mesh
-    from model.checkpoints import load_hf
+    from model.checkpoints import load, load_hf
     from model.sampling import SamplingParams
     from serving.engine import Engine, EngineConfig, Request
 
     mesh = make_mesh(workload.mesh)
-    config, model = load_hf(folder, mesh=mesh, dtype=workload.dtype)
-    largest = max(workload.batches)
-    page_size = 64
+    with phase("halfmoon, weights"):
+        if workload.shape:
+            config, model = load(workload.shape, mesh, workload.dtype, workload.seed)
+        else:
+            config, model = load_hf(folder, mesh, workload.dtype)
+        jax.block_until_ready(nnx.state(model))
+    largest, page_size = max(workload.batches), 64
     settings = EngineConfig(
         page_size=page_size,
         # With a page of growth for each, as admission wants: all of the batch must run at once.
         num_pages=largest * (-(-workload.longest // page_size) + 1) + 1,
         max_batch=largest,
-        token_budget=workload.prefill + largest,
+        # What the prefix cache leaves of all prompts, at most a page of each, fits one step: after it all decode.
+        token_budget=max(workload.prefill, largest * page_size),
+        max_prefill_rows=largest,
         max_model_len=workload.longest,
     )
     engine = Engine(config, model, settings, mesh=mesh)
-    engine.warm_up()
 
     def add(prompts: list[list[int]], max_tokens: int) -> list[str]:
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
@@ -134,44 +137,59 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
         while engine.has_work:
             engine.step()
 
+    def prefill(repeat: Iterator[int]) -> None:
+        add(workload.prompts(1, workload.prefill, next(repeat)), 1)
+        drain()
+
     def decode(batch: int) -> None:
         for _ in range(workload.steps):
             if (tokens := len(engine.step())) != batch:
                 raise RuntimeError(f"a measured step yielded {tokens} tokens, not one for each of {batch} sequences")
 
-    platform = jax.default_backend()
-    rows, speeds = [], []
-    for repeat in range(workload.repeats):
-        add(workload.prompts(1, workload.prefill, repeat), 1)
-        speeds.append(measure(workload.prefill, drain))
-    rows.append(row("halfmoon", platform, "prefill", 1, workload.prefill, speeds))
+    def measured(test: str, batch: int, context: int, tokens: int, work: Callable[[], None]) -> Row:
+        """The row of `work`, once unmeasured: that compiles what the measured ones run, or it is an error."""
+        with phase(f"halfmoon, {test} {batch}x{context}, compiling"):
+            work()
+        compiled = engine.stats().compiles_after_warm_up
+        with phase(f"halfmoon, {test} {batch}x{context}, measuring"):
+            speeds = [measure(tokens, work) for _ in range(workload.repeats)]
+        if late := engine.stats().compiles_after_warm_up - compiled:
+            raise RuntimeError(f"measured rounds of {test} {batch}x{context} compiled {late} times")
+        return row("halfmoon", jax.default_backend(), test, batch, context, speeds)
+
+    work = functools.partial(prefill, itertools.count())
+    rows = [measured("prefill", 1, workload.prefill, workload.prefill, work)]
     for context in workload.contexts:
         for batch in workload.batches:
             prompts = workload.prompts(batch, context, 0)
-            add(prompts, 1)  # fills the prefix cache: all sequences then begin to decode at about the same step
-            drain()
-            ids = add(prompts, workload.decoded)
-            first: set[str] = set()
-            while len(first) < batch:
-                first |= {event.request_id for event in engine.step()}
-            speeds = [
-                measure(batch * workload.steps, functools.partial(decode, batch)) for _ in range(workload.repeats)
-            ]
-            rows.append(row("halfmoon", platform, "decode", batch, context, speeds))
+            with phase(f"halfmoon, prompts {batch}x{context}"):
+                if batch > 1:
+                    add(prompts, 1)  # fills the prefix cache: all sequences then begin to decode at the same step
+                    drain()
+                ids = add(prompts, workload.decoded)
+                while len(engine.step()) < batch:
+                    pass
+            rows.append(measured("decode", batch, context, batch * workload.steps, functools.partial(decode, batch)))
             for name in ids:
                 engine.abort(name)
     return rows
 
 
 def run_transformers(folder: str, workload: Workload) -> list[Row]:
-    """HF transformers with torch's scaled-dot-product attention on the same weights."""
+    """HF transformers with torch's scaled-dot-product attention."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.set_num_threads(workload.cores)
     torch.manual_seed(workload.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, workload.dtype)).eval().to(device)
+    dtype = getattr(torch, workload.dtype)
+    with phase("transformers, weights"):
+        if workload.shape:
+            with torch.device(device):
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).eval()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
 
     def wait() -> None:
         if device == "cuda":
@@ -184,21 +202,23 @@ def run_transformers(folder: str, workload: Workload) -> list[Row]:
         return out
 
     rows, speeds = [], []
-    for repeat in range(workload.repeats + 1):
-        prompts = workload.prompts(1, workload.prefill, repeat)
-        speeds.append(measure(workload.prefill, functools.partial(prefill, prompts)))
+    with phase(f"transformers, prefill 1x{workload.prefill}"):
+        for repeat in range(workload.repeats + 1):
+            prompts = workload.prompts(1, workload.prefill, repeat)
+            speeds.append(measure(workload.prefill, functools.partial(prefill, prompts)))
     rows.append(row("transformers", device, "prefill", 1, workload.prefill, speeds[1:]))
 
     for context in workload.contexts:
         for batch in workload.batches:
-            # Prompts one by one, so that prefill needs no more memory than the cache that it leaves.
-            parts = [prefill([p]) for p in workload.prompts(batch, context, 0)]
-            cache = parts[0].past_key_values
-            for layer, *others in zip(*(part.past_key_values.layers for part in parts), strict=True):
-                layer.keys = torch.cat([layer.keys, *(other.keys for other in others)])
-                layer.values = torch.cat([layer.values, *(other.values for other in others)])
-            state = {"tokens": torch.cat([part.logits[:, -1:].argmax(-1) for part in parts])}
-            del parts
+            with phase(f"transformers, prompts {batch}x{context}"):
+                # Prompts one by one, so that prefill needs no more memory than the cache that it leaves.
+                parts = [prefill([p]) for p in workload.prompts(batch, context, 0)]
+                cache = parts[0].past_key_values
+                for layer, *others in zip(*(part.past_key_values.layers for part in parts), strict=True):
+                    layer.keys = torch.cat([layer.keys, *(other.keys for other in others)])
+                    layer.values = torch.cat([layer.values, *(other.values for other in others)])
+                state = {"tokens": torch.cat([part.logits[:, -1:].argmax(-1) for part in parts])}
+                del parts
 
             @torch.inference_mode()
             def decode(cache: Any = cache, state: dict[str, Any] = state) -> None:
@@ -207,7 +227,9 @@ def run_transformers(folder: str, workload: Workload) -> list[Row]:
                     state["tokens"] = out.logits[:, -1:].argmax(-1)
                 wait()
 
-            speeds = [measure(batch * workload.steps, decode) for _ in range(workload.repeats)]
+            with phase(f"transformers, decode {batch}x{context}"):
+                decode()
+                speeds = [measure(batch * workload.steps, decode) for _ in range(workload.repeats)]
             rows.append(row("transformers", device, "decode", batch, context, speeds))
     return rows
 
@@ -219,7 +241,12 @@ def run_vllm(folder: str, workload: Workload) -> list[Row]:
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        folder, dtype=workload.dtype, max_model_len=workload.longest, skip_tokenizer_init=True, enforce_eager=False
+        folder,
+        load_format="dummy" if workload.shape else "auto",
+        dtype=workload.dtype,
+        max_model_len=workload.longest,
+        skip_tokenizer_init=True,
+        enforce_eager=False,
     )
 
     def generate(prompts: list[list[int]], tokens: int) -> None:
@@ -266,27 +293,8 @@ def _check(workload: Workload, peers: list[str]) -> None:
             raise BenchmarkError(f"--peer={peer} is not installed here; install {install} or leave it out.")
 
 
-def _random_checkpoint(folder: pathlib.Path, shape: str | None, dtype: str, seed: int) -> str:
-    """An HF folder with random weights in the shape of a preset, or of the peer table."""
-    from flax import nnx
-
-    from model.checkpoints import save_hf
-    from model.config import ModelConfig
-    from model.presets import PRESETS
-    from model.transformer import Transformer
-
-    config = ModelConfig.from_hf(PEER_TABLE_MODEL) if shape is None else PRESETS[shape]
-    save_hf(folder, Transformer(config, nnx.Rngs(seed), "float32" if shape is None else dtype))
-    return str(folder)
-
-
-def run_benchmark(
-    workload: Workload, folder: str | None, shape: str | None, peers: list[str], scratch: str
-) -> list[Row]:
-    """Rows of our engine and of `peers`, those of peers `compared`.
-
-    The weights are those of an HF folder, or random ones in the shape of a preset, or of the peer table.
-    """
+def run_benchmark(workload: Workload, folder: str | None, peers: list[str]) -> list[Row]:
+    """Rows of our engine and of `peers`, those of peers `compared`: on an HF folder, or on the workload's shape."""
     _check(workload, peers)
     spawn = multiprocessing.get_context("spawn")
 
@@ -294,14 +302,16 @@ def run_benchmark(
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
             return pool.submit(function, *arguments).result()
 
-    if folder is None:
-        folder = isolated(_random_checkpoint, pathlib.Path(scratch) / "model", shape, workload.dtype, workload.seed)
     rows: list[Row] = []
     ours: dict[tuple[str, int, int], Row] = {}
-    for engine in (progress := tqdm(["halfmoon", *peers], desc="engines")):
-        progress.set_postfix_str(engine)
-        for result in isolated(_run_pinned, engine, folder, workload):
-            key = (result["test"], result["batch"], result["context"])
-            first = ours.setdefault(key, result)
-            rows.append(result if first is result else compared(first, result))
+    with tempfile.TemporaryDirectory() as scratch:
+        if workload.shape:
+            hf = PRESETS[workload.shape].to_hf() | {"dtype": workload.dtype}
+            pathlib.Path(scratch, "config.json").write_text(json.dumps(hf) + "\n")
+        for engine in (progress := tqdm(["halfmoon", *peers], desc="engines")):
+            progress.set_postfix_str(engine)
+            for result in isolated(_run_pinned, engine, folder or scratch, workload):
+                key = (result["test"], result["batch"], result["context"])
+                first = ours.setdefault(key, result)
+                rows.append(result if first is result else compared(first, result))
     return rows

@@ -79,8 +79,6 @@ def _docstrings(node: ast.AST, qualified_name: str) -> Iterator[tuple[str, str]]
     ):
         yield _heading(node, qualified_name), text
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.expr):
-            continue  # most nodes are, and none has a definition in it
         name = getattr(child, "name", None)
         defines = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         yield from _docstrings(child, f"{qualified_name}.{name}" if defines else qualified_name)

@@ -56,6 +56,18 @@ class TrainConfig:
         peak = self.learning_rate
         return optax.warmup_cosine_decay_schedule(0.0, peak, self.warmup_steps, self.steps, end_value=peak / 100)
 
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipped AdamW."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(
+                self.learning_rates(),
+                b2=0.95,
+                weight_decay=self.weight_decay,
+                mask=lambda weights: jax.tree.map(lambda weight: weight.ndim > 1, weights),
+            ),
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +89,6 @@ class TrainState:
     scores: jax.Array
 
 
-@functools.lru_cache(maxsize=16)
-def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipped AdamW; one object for equal configs, so that trainers of one model share the jitted update."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            config.learning_rates(),
-            b2=0.95,
-            weight_decay=config.weight_decay,
-            mask=lambda weights: jax.tree.map(lambda weight: weight.ndim > 1, weights),
-        ),
-    )
-
-
 class Trainer:
     """Trains one model on one token stream.
 
@@ -105,7 +103,7 @@ class Trainer:
         self.config = config
         self._stream = stream
         self._mesh = mesh
-        self._optimizer = _optimizer(config)
+        self._optimizer = config.optimizer()
         self._definition, self._weights = split(model if mesh is None else shard_model(model, mesh))
 
     def initial_state(self) -> TrainState:

@@ -8,8 +8,6 @@ from gan import comparison, search
 from gan.problems import problem
 from gan.search import SearchConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TINY = SearchConfig(elites=16, children=8, screening=2)
 
 

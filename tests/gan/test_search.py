@@ -13,8 +13,6 @@ from gan.problems import problem
 from gan.proposer import Proposer
 from gan.search import SearchConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = SearchConfig(elites=40, children=20, screening=8)
 
 

@@ -9,8 +9,6 @@ from gan import catalogue, search
 from gan.problems import problem
 from gan.search import SearchConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("length", [5, 13, 59])
 def test_unfolded_codes_are_skew_symmetric_and_score_alike(length: int, rng: np.random.Generator) -> None:
