@@ -26,7 +26,9 @@ LISTED = {"mocss": 16, "ob_zcp": 19, "ob_zcp_folded": 19}  # largest N of which 
 PART = flags.DEFINE_list("part", list(PARTS), f"Which tables, some of {', '.join(PARTS)}.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of everything, from --seed on.", lower_bound=1)
 BUDGET = flags.DEFINE_integer("budget", 100_000, "Evaluations of a search at N = 59.", lower_bound=1000)
-HELD_OUT = flags.DEFINE_list("held_out", ["mocss:8", "ob_zcp:9", "ob_zcp:13"], "Problems whose classes are split.")
+HELD_OUT = flags.DEFINE_list(
+    "held_out", ["mocss:8", "ob_zcp:13", "ob_zcp_folded:17"], "Problems whose classes are split."
+)
 HELD_OUT_BUDGET = flags.DEFINE_integer("held_out_budget", 300_000, "Evaluations per method.", lower_bound=1000)
 HELD_OUT_STEPS = flags.DEFINE_integer("held_out_steps", 500, "Updates of the GANs on the training classes.")
 ABLATION_LENGTH = flags.DEFINE_integer("ablation_length", 31, "N of the ablation.", lower_bound=3)

@@ -88,9 +88,10 @@ class Gan:
     def __init__(self, problem: Problem, config: GanConfig, mesh: Mesh | None = None) -> None:
         if mesh is not None and config.batch % mesh.size:
             raise ValueError(f"`batch` {config.batch} cannot be split over {mesh.size} devices; use a multiple.")
-        if config.head == "correlation" and problem.chips != math.prod(problem.shape):
+        if config.head == "correlation" and config.codec == "hopfield" and problem.chips != math.prod(problem.shape):
             raise ValueError(
-                f"The correlation head needs all chips of a code, but those of {problem} are folded: use raw."
+                f"The correlation head needs all chips of a code, but matrices of {problem} have the free ones: use "
+                "codec rank1, or head raw."
             )
         self.problem, self.config, self._mesh = problem, config, mesh
         rngs = nnx.Rngs(config.seed)
@@ -189,8 +190,11 @@ class _Game:
 
     def critic(self, weights: Weights, samples: jax.Array) -> jax.Array:
         """Logits of samples, as this codec shows them to the discriminator."""
-        matrix_of_code = self.config.codec == "rank1" and self.config.head == "raw" and samples.ndim == 2
-        return merge(self.discriminator, weights)(hopfield.encode(samples) if matrix_of_code else samples)
+        if self.config.codec == "rank1" and self.config.head == "correlation":
+            samples = self.problem.unfold(samples)
+        elif self.config.codec == "rank1":
+            samples = hopfield.encode(samples)
+        return merge(self.discriminator, weights)(samples)
 
     def picked(self, codes: jax.Array, key: jax.Array) -> jax.Array:
         """A batch of training codes, with replacement."""

@@ -43,6 +43,16 @@ def test_losses_stay_finite(config: GanConfig, rng: np.random.Generator) -> None
     assert (np.abs(codes) == 1).all()
 
 
+def test_the_correlation_head_sees_all_chips_of_a_folded_code(rng: np.random.Generator) -> None:
+    folded = problem("ob_zcp_folded", 7)
+    gan = Gan(folded, GanConfig(codec="rank1", loss="sn", head="correlation", guidance=1.0, batch=8))
+    state, losses = gan.train(gan.initial_state(), folded.random(rng, 20), 2)
+    assert all(np.isfinite(values).all() for values in losses.values())
+    assert gan.sample(state, jax.random.key(0), 4)[1].shape == (4, folded.chips)
+    with pytest.raises(ValueError, match="use codec rank1, or head raw"):
+        Gan(folded, GanConfig(head="correlation"))
+
+
 def test_convolutions_draw_symmetric_matrices(rng: np.random.Generator) -> None:
     gan = Gan(MOCSS, GanConfig(architecture="conv", batch=8))
     state, losses = gan.train(gan.initial_state(), MOCSS.random(rng, 20), 2)
