@@ -41,7 +41,7 @@ def simulated_round(stays: tuple[float, ...], n: int, delay_s: float, rounds: in
 
 
 @given(st.integers(2, 200), st.integers(200, 8000), st.sampled_from(BASES), st.integers(1, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_round_is_that_of_the_simulated_pools(batch: int, context: int, base, count: int) -> None:
     instance = ExpertPoolInstance(base, H100, count)
     step = instance.step(QWEN, batch, context, A_PRIORI)
@@ -73,7 +73,7 @@ def test_memory_is_divided_and_nothing_is_lost() -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 7))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_more_expert_devices_never_hurt(batch: int, count: int) -> None:
     base = CoupledInstance(H100, 1)
     few, many = (

@@ -35,7 +35,7 @@ def simulated_round(n: int, dense_s: float, attention_s: float, network_s: float
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 @given(st.floats(0.01, 10), st.floats(0.01, 10), st.floats(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_round_time_is_that_of_the_simulated_pipeline(n: int, dense_s: float, attention_s: float, net_s: float) -> None:
     closed = max(n * attention_s, n * dense_s / (n - 1), dense_s + attention_s + net_s)
     simulated = simulated_round(n, dense_s, attention_s, net_s)
@@ -54,7 +54,7 @@ def test_step_is_the_round_time_of_its_parts() -> None:
 
 
 @given(st.integers(1, 400), contexts, st.integers(2, 4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_staggering_is_chosen_only_where_it_pays(batch: int, context: int, n: int) -> None:
     instance = OffloadedInstance(H100, 2, H20, 4, n)
     ways = [instance.staggered_step(LLAMA65, batch, context, A_PRIORI, k).tbt_s for k in (1, n)]
@@ -138,7 +138,7 @@ def test_partitions() -> None:
 
 
 @given(st.integers(1, 400), contexts)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_help_from_prefill_devices_finds_the_best_share(batch: int, context: int) -> None:
     helped = PartiallyOffloadedInstance(H100, 4, H100, 4, 4)
     if batch > max_batch(helped, LLAMA65, context, A_PRIORI):

@@ -50,7 +50,7 @@ def test_no_page_is_lost_over_ten_thousand_random_operations(rng: np.random.Gene
     assert sorted(allocator.allocate(64)) == list(range(64))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8))
 def test_lookup_finds_the_longest_published_prefix(published: list[int]) -> None:
     allocator = PageAllocator(8)

@@ -46,7 +46,7 @@ def test_equals_the_weighted_sum_over_chosen_experts(tokens: int):
 _blocks = jax.jit(block_by_expert, static_argnums=1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_blocks_hold_every_pair_once_under_its_own_expert(data: st.DataObject):
     num_experts, k = data.draw(st.sampled_from([(1, 1), (4, 2), (6, 6)]))

@@ -88,7 +88,7 @@ def test_draws_follow_the_distribution(params, rng):
     assert statistic <= freedom + 4.5 * np.sqrt(2 * freedom)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, VOCAB),

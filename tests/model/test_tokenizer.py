@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -60,14 +60,12 @@ def stream(tokenizer, ids):
 
 
 @every_tokenizer
-@settings(deadline=None)
 @given(text=texts)
 def test_a_streamed_text_is_the_decoded_text(tokenizer, text):
     ids = tokenizer.encode(text)
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
 
 
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 399), max_size=40))
 def test_any_ids_of_a_byte_level_vocabulary_stream_to_the_decoded_text(ids):
     tokenizer = TOKENIZERS["byte_level"]
@@ -75,7 +73,6 @@ def test_any_ids_of_a_byte_level_vocabulary_stream_to_the_decoded_text(ids):
 
 
 @every_tokenizer
-@settings(deadline=None)
 @given(text=texts.filter(lambda text: "\ufffd" not in text))
 def test_no_piece_holds_half_a_character(tokenizer, text):
     ids = tokenizer.encode(text)
@@ -99,7 +96,6 @@ def test_special_tokens_have_no_text():
     assert tokenizer.decode(ids, skip_special_tokens=False) == f"{END_OF_TEXT}a{END_OF_TEXT}b"
 
 
-@settings(deadline=None)
 @given(text=texts)
 def test_byte_level_round_trip(text):
     tokenizer = TOKENIZERS["byte_level"]

@@ -146,7 +146,7 @@ def test_scales_in_whole_tiles_are_the_same_scales(name: str) -> None:
 
 
 @every_backend_at_length
-@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=15, derandomize=True)
 @hypothesis.given(data=st.data())
 def test_any_lengths(backend: Backend, data: st.DataObject) -> None:
     """Random lengths and splits of 24 query tokens over 5 rows, at fixed shapes, with a window that cuts pages."""
