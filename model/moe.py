@@ -81,6 +81,6 @@ def block_by_expert(chosen: jax.Array, num_experts: int) -> tuple[jax.Array, jax
     sorted_slots = jnp.arange(pairs, dtype=jnp.int32) + shift[expert_of_pair[order]]
     slots = jnp.zeros(pairs, jnp.int32).at[order].set(sorted_slots)
     tokens = jnp.zeros(num_blocks * rows, jnp.int32).at[sorted_slots].set(order // chosen.shape[1])
-    experts = jnp.searchsorted(ends, jnp.arange(num_blocks), side="right").astype(jnp.int32)
+    experts = jnp.searchsorted(ends, jnp.arange(num_blocks), side="right", method="compare_all").astype(jnp.int32)
     experts = jnp.minimum(experts, num_experts - 1)
     return slots.reshape(chosen.shape), tokens.reshape(num_blocks, rows), experts

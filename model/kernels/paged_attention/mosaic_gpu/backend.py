@@ -54,26 +54,21 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
 
     On CPU the kernels are interpreted, with race detection: right and very slow.
     """
-    tile = tile_of(problem)
-    starts, counts = ragged.query_starts[:-1], jnp.diff(ragged.query_starts)
+    tile, plan = tile_of(problem), decode_plan(problem)
+    outs, lses = decode.attend(tile, plan, q, pools, ragged)
+    out, lse = merge(outs, lses) if plan.splits > 1 else (outs[0], lses[0])
     token = jnp.arange(problem.tokens, dtype=jnp.int32)
-    row = jnp.searchsorted(ragged.query_starts, token, side="right").astype(jnp.int32) - 1
-    owned = (row >= 0) & (row < problem.rows)
-    row = jnp.clip(row, 0, problem.rows - 1)
-
-    positions = jnp.where(counts == 1, ragged.lengths - 1, -1)
-    rows_q = q.at[starts].get(mode="clip")
-    plan = decode_plan(problem)
-    outs, lses = decode.attend(tile, plan, rows_q, pools, ragged.page_table, positions)
-    rows_out, rows_lse = merge(outs, lses) if plan.splits > 1 else (outs[0], lses[0])
-    decodes = owned & (counts[row] == 1)
-    out = jnp.where(decodes[:, None, None], rows_out[row], 0)
-    lse = jnp.where(decodes[:, None], rows_lse[row], -jnp.inf)
-    if problem.max_query_len == 1:
-        return out, lse
-    chunk_out, chunk_lse = _attend_chunks(tile, problem, q, pools, ragged, row, token)
-    chunked = owned & (counts[row] > 1)
-    return jnp.where(chunked[:, None, None], chunk_out, out), jnp.where(chunked[:, None], chunk_lse, lse)
+    owned = (token >= ragged.query_starts[0]) & (token < ragged.query_starts[-1])
+    if problem.max_query_len > 1:
+        # Not the default method, whose loop takes a launch per step.
+        row = jnp.searchsorted(ragged.query_starts, token, side="right", method="compare_all").astype(jnp.int32) - 1
+        row = jnp.clip(row, 0, problem.rows - 1)
+        out, lse = out[row], lse[row]
+        chunked = jnp.diff(ragged.query_starts)[row] > 1
+        chunk_out, chunk_lse = _attend_chunks(tile, problem, q, pools, ragged, row, token)
+        out = jnp.where(chunked[:, None, None], chunk_out, out)
+        lse = jnp.where(chunked[:, None], chunk_lse, lse)
+    return jnp.where(owned[:, None, None], out, 0), jnp.where(owned[:, None], lse, -jnp.inf)
 
 
 def tile_of(problem: Problem) -> Tile:
@@ -101,7 +96,8 @@ def _attend_chunks(tile: Tile, problem: Problem, q, pools: Pools, ragged: Ragged
     # Every row could have a last tile that is not full, but for its two tokens at least.
     rows = min(problem.rows, problem.tokens // 2)
     number = jnp.arange((problem.tokens - 2 * rows) // size + rows, dtype=jnp.int32)
-    tile_row = jnp.minimum(jnp.searchsorted(ends, number, side="right").astype(jnp.int32), problem.rows - 1)
+    tile_row = jnp.searchsorted(ends, number, side="right", method="compare_all").astype(jnp.int32)
+    tile_row = jnp.minimum(tile_row, problem.rows - 1)
     offset = (number - ends[tile_row] + tiles[tile_row]) * size
     position = ragged.lengths[tile_row] - counts[tile_row] + offset
     queries = jnp.minimum(counts[tile_row] - offset, size)
@@ -121,8 +117,9 @@ def decode_plan(problem: Problem) -> decode.Plan:
     tile = tile_of(problem)
     taken = _SHARED_RESERVED + _BARRIER_BYTES + TILE * problem.head_dim * 2 + tile.wide_bytes
     stages = (_SHARED_PER_CORE // 2 - taken) // (2 * tile.block_bytes)
+    by_token = problem.max_query_len == 1
     if problem.blocks.splits is not None:
-        return decode.Plan(problem.blocks.splits, stages)
+        return decode.Plan(problem.blocks.splits, stages, by_token)
     slots = device.cores() * 2
     work = problem.rows * problem.kv_heads
     blocks = -(-problem.max_pages * problem.page_size // tile.keys)
@@ -133,7 +130,7 @@ def decode_plan(problem: Problem) -> decode.Plan:
         return waves / -(-work * splits // slots)
 
     enough = (splits for splits in range(1, most + 1) if busy(splits) >= 0.9)
-    return decode.Plan(next(enough, max(range(1, most + 1), key=busy)), stages)
+    return decode.Plan(next(enough, max(range(1, most + 1), key=busy)), stages, by_token)
 
 
 def prefill_stages(problem: Problem) -> int:

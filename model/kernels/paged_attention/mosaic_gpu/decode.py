@@ -11,41 +11,43 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from model.kernels.paged_attention.mosaic_gpu import device, tiles
 from model.kernels.paged_attention.mosaic_gpu.tiles import TILE, Tile
-from model.kernels.paged_attention.problem import Pools
+from model.kernels.paged_attention.problem import Pools, Ragged
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a decode is cut: thread blocks per row and KV head, and key blocks in flight in each."""
+    """How a decode is cut: thread blocks per row and KV head, and key blocks in flight in each.
+
+    `by_token` puts results where their tokens are, for batches of decode rows; else where their rows are, of which
+    there are fewer in batches with chunks.
+    """
 
     splits: int
     stages: int
+    by_token: bool
 
 
-def attend(
-    tile: Tile, plan: Plan, q: jax.Array, pools: Pools, page_table: jax.Array, positions: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Attends one query of each row.
+def attend(tile: Tile, plan: Plan, q: jax.Array, pools: Pools, ragged: Ragged) -> tuple[jax.Array, jax.Array]:
+    """Attends the rows that have one query.
 
     Args:
       tile: static facts.
       plan: how the work is cut.
-      q: `[rows, q_heads, head_dim]`.
+      q: `[tokens, q_heads, head_dim]`.
       pools: K and V.
-      page_table: int32 `[rows, max_pages]`.
-      positions: int32 `[rows]`, the position of each row's query in its KV; -1 for rows that are not to be attended.
+      ragged: which tokens are whose.
 
     Returns:
-      (out `[splits, rows, q_heads, head_dim]`, lse float32 `[splits, rows, q_heads]`), to be merged over splits.
+      (out `[splits, tokens or rows, q_heads, head_dim]`, lse float32 `[splits, tokens or rows, q_heads]`), to be merged
+      over splits; anything for other rows and their tokens.
     """
-    rows, head_dim = page_table.shape[0], tile.head_dim
-    parts = rows * tile.kv_heads * plan.splits
-    stored = _stored_rows(tile)
+    tokens, rows, head_dim = q.shape[0], ragged.page_table.shape[0], tile.head_dim
+    places, stored = tokens if plan.by_token else rows, _stored_rows(tile)
     kernel = plgpu.kernel(
         functools.partial(_body, tile, plan),
         out_type=(
-            jax.ShapeDtypeStruct((parts, stored, head_dim), tile.dtype),
-            jax.ShapeDtypeStruct((parts, TILE), jnp.float32),
+            jax.ShapeDtypeStruct((plan.splits, places, tile.kv_heads, stored, head_dim), tile.dtype),
+            jax.ShapeDtypeStruct((plan.splits, places, tile.kv_heads, TILE), jnp.float32),
         ),
         scratch_types=(
             tiles.shared(tile, TILE),
@@ -62,14 +64,12 @@ def attend(
         interpret=device.interpreter() if tile.interpret else None,
     )
     # TMA reads whole swizzle tiles of 8 rows, so a group starts at one.
-    q = q.reshape(rows, tile.kv_heads, tile.group, head_dim)
+    q = q.reshape(tokens, tile.kv_heads, tile.group, head_dim)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, stored - tile.group), (0, 0)))
-    out, lse = kernel(q, *tiles.flat_pools(pools, head_dim), page_table, positions)
-    out = out.reshape(rows, tile.kv_heads, plan.splits, stored, head_dim)[:, :, :, : tile.group]
-    lse = lse.reshape(rows, tile.kv_heads, plan.splits, TILE)[..., : tile.group]
+    out, lse = kernel(q, *tiles.flat_pools(pools, head_dim), *ragged)
     return (
-        jnp.moveaxis(out, 2, 0).reshape(plan.splits, rows, -1, head_dim),
-        jnp.moveaxis(lse, 2, 0).reshape(plan.splits, rows, -1),
+        out[..., : tile.group, :].reshape(plan.splits, places, -1, head_dim),
+        lse[..., : tile.group].reshape(plan.splits, places, -1),
     )
 
 
@@ -81,13 +81,14 @@ def _stored_rows(tile: Tile) -> int:
 def _body(
     tile: Tile,
     plan: Plan,
-    q_gmem,  # [rows, kv_heads, stored rows, head_dim]
+    q_gmem,  # [tokens, kv_heads, stored rows, head_dim]
     k_gmem,  # values [pages * kv_heads * page_size, head_dim], and scales
     v_gmem,
     table_gmem,  # [rows, max_pages]
-    positions_gmem,  # [rows]
-    out_gmem,  # [rows * kv_heads * splits, stored rows, head_dim]
-    lse_gmem,  # [rows * kv_heads * splits, TILE]
+    lengths_gmem,  # [rows]
+    starts_gmem,  # [rows + 1]
+    out_gmem,  # [splits, places, kv_heads, stored rows, head_dim]
+    lse_gmem,  # [splits, places, kv_heads, TILE]
     q_smem,  # [TILE, head_dim]; holds the result in the end
     k_smem,  # values [stages, keys, head_dim], and scales
     v_smem,
@@ -98,24 +99,14 @@ def _body(
 ):
     """One thread block, of one warpgroup: a share of the keys of one row and KV head."""
     row, head, split = lax.axis_index("row"), lax.axis_index("head"), lax.axis_index("split")
-    position = positions_gmem[row]
+    token, position = starts_gmem[row], lengths_gmem[row] - 1
     first, stop = _share(tile, plan, position, split)
+    # The other rows of the tile are whatever was there: rows do not mix, and these are not stored.
+    group_smem = q_smem.at[pl.ds(0, _stored_rows(tile))]
 
     def load(block, slot, pool_gmem, pool_smem, barriers):
         target, barrier = pool_smem.at(slot), barriers.at[slot]
         tiles.copy_block(tile, pool_gmem, table_gmem, row, head, block, position, target, barrier)
-
-    # The other rows of the tile are whatever was there: rows do not mix, and these are not stored.
-    group_smem = q_smem.at[pl.ds(0, _stored_rows(tile))]
-    plgpu.copy_gmem_to_smem(q_gmem.at[row, head], group_smem, q_barrier)
-    for stage in range(plan.stages):
-
-        @pl.when(first + stage < stop)
-        def _fill(stage=stage):
-            load(first + stage, stage, k_gmem, k_smem, k_barriers)
-            load(first + stage, stage, v_gmem, v_smem, v_barriers)
-
-    plgpu.barrier_wait(q_barrier)
 
     def attend_block(block, state):
         slot = lax.rem(block - first, plan.stages)
@@ -130,13 +121,14 @@ def _body(
         scores = tiles.masked(tile, scores, block, position, step=0)
         state, weights = tiles.softmax(tiles.State(*state), scores)
         plgpu.barrier_wait(v_barriers.at[slot])
+        weights = tiles.scaled(tile, weights, v_smem.at(slot))
         values = tiles.widened(tile, v_smem.at(slot), wide_smem)
 
         @pl.when((block + 1) * tile.keys > position + 1)
         def _drop_unwritten():
             tiles.zero_values_after(tile, values, block, position)
 
-        state = tiles.add_values(tile, state, weights, v_smem.at(slot), values)
+        state = tiles.add_values(tile, state, weights, values)
 
         @pl.when(ahead < stop)
         def _next_values():
@@ -144,13 +136,24 @@ def _body(
 
         return tuple(state)
 
-    state = lax.fori_loop(first, stop, attend_block, tuple(tiles.initial(tile)))
-    part = (row * tile.kv_heads + head) * plan.splits + split
-    out, lse_gmem[part] = tiles.finish(tiles.State(*state))
-    q_smem[...] = out.astype(tile.dtype)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(group_smem, out_gmem.at[part])
-    plgpu.wait_smem_to_gmem(0)
+    @pl.when(starts_gmem[row + 1] == token + 1)
+    def _attend():
+        plgpu.copy_gmem_to_smem(q_gmem.at[token, head], group_smem, q_barrier)
+        for stage in range(plan.stages):
+
+            @pl.when(first + stage < stop)
+            def _fill(stage=stage):
+                load(first + stage, stage, k_gmem, k_smem, k_barriers)
+                load(first + stage, stage, v_gmem, v_smem, v_barriers)
+
+        plgpu.barrier_wait(q_barrier)
+        state = lax.fori_loop(first, stop, attend_block, tuple(tiles.initial(tile)))
+        place = token if plan.by_token else row
+        out, lse_gmem[split, place, head] = tiles.finish(tiles.State(*state))
+        q_smem[...] = out.astype(tile.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(group_smem, out_gmem.at[split, place, head])
+        plgpu.wait_smem_to_gmem(0)
 
 
 def _share(tile: Tile, plan: Plan, position: jax.Array, split: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -155,6 +155,7 @@ def _body(
                 scores = tiles.masked(tile, scores, block, own_position, step=1)
             state, weights = tiles.softmax(tiles.State(*state), scores)
             plgpu.barrier_wait(v_barriers.at[slot])
+            weights = tiles.scaled(tile, weights, v_smem.at(slot))
             values = tiles.widened(tile, v_smem.at(slot), wide)
             if masked:
 
@@ -172,7 +173,7 @@ def _body(
                     plgpu.barrier_arrive(values_clean)
                     plgpu.barrier_wait(values_clean)
 
-            state = tiles.add_values(tile, state, weights, v_smem.at(slot), values)
+            state = tiles.add_values(tile, state, weights, values)
             plgpu.barrier_arrive(v_free.at[slot])
             return tuple(state)
 

@@ -164,9 +164,9 @@ def widened(tile: Tile, block: Block, wide_smem: Any) -> Any:
     return wide_smem
 
 
-def _scales(tile: Tile, block: Block, shape: tuple[int, ...]) -> jax.Array:
-    """The scales of a block's keys, one for each column."""
-    return lax.broadcast_in_dim(_load(tile, block.scales, plgpu.Layout.WGMMA.reduce(0)), shape, [1])
+def _scales(tile: Tile, block: Block) -> jax.Array:
+    """The scales of a block's keys `[keys]`, spread as the columns of scores are."""
+    return _load(tile, block.scales, plgpu.Layout.WGMMA.reduce(0))
 
 
 def _load(tile: Tile, ref: Any, layout: Any) -> jax.Array:
@@ -225,10 +225,12 @@ def initial(tile: Tile) -> State:
 
 def scores_of(tile: Tile, q_smem: Any, keys: Block, wide_smem: Any) -> jax.Array:
     """Scores `[TILE, tile.keys]` of a block, in base 2."""
+    # Before the fences of `widened`, as the next copy overwrites them.
+    scales = _scales(tile, keys) if tile.quantized else None
     k_smem = widened(tile, keys, wide_smem)
     scores = matmul(None, q_smem, k_smem, transpose_b=True, interpret=tile.interpret)
-    if tile.quantized:
-        scores = scores * _scales(tile, keys, scores.shape)
+    if scales is not None:
+        scores = scores * lax.broadcast_in_dim(scales, scores.shape, [1])
     if tile.soft_cap is None:
         return scores * (tile.scale * LOG2_E)
     # tanh by exp2, whose error is 2^-22; the hardware's tanh errs by 2^-11, times the cap.
@@ -258,11 +260,17 @@ def softmax(state: State, scores: jax.Array) -> tuple[State, jax.Array]:
     return State(weighted, peak, state.total * decay + jnp.sum(weights, axis=1)), weights
 
 
-def add_values(tile: Tile, state: State, weights: jax.Array, values: Block, v_smem: Any) -> State:
-    """The state with a block's values weighted in: `v_smem`, which are `values`, widened."""
-    if tile.quantized:
-        # A slot that was never written may have a scale of NaN, and 0 * NaN is NaN.
-        weights = jnp.where(weights > 0, weights * _scales(tile, values, weights.shape), 0.0)
+def scaled(tile: Tile, weights: jax.Array, values: Block) -> jax.Array:
+    """The weights times the scales of a block's values; before `widened`, as the next copy overwrites the scales."""
+    if not tile.quantized:
+        return weights
+    scales = lax.broadcast_in_dim(_scales(tile, values), weights.shape, [1])
+    # A slot that was never written may have a scale of NaN, and 0 * NaN is NaN.
+    return jnp.where(weights > 0, weights * scales, 0.0)
+
+
+def add_values(tile: Tile, state: State, weights: jax.Array, v_smem: Any) -> State:
+    """The state with a block's values weighted in."""
     p = weights.astype(tile.dtype)
     return state._replace(weighted=matmul(state.weighted, p, v_smem, transpose_b=False, interpret=tile.interpret))
 
