@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from model.kernels.paged_attention import target
 from model.kernels.paged_attention.merge import merge
 from model.kernels.paged_attention.mosaic_gpu import decode, device, prefill
-from model.kernels.paged_attention.mosaic_gpu.tiles import TILE, Tile
+from model.kernels.paged_attention.mosaic_gpu.tiles import LEAST_SCALE, TILE, Tile
 from model.kernels.paged_attention.problem import Pools, Problem, Ragged
 
 _DTYPES = ("bfloat16", "float16")
@@ -31,8 +31,12 @@ def unsupported(problem: Problem) -> str | None:
         return f"the pools are {problem.kv_dtype}; they must have q's dtype, {problem.q_dtype}, or be of {_KV_DTYPES}."
     if problem.head_dim not in _HEAD_DIMS:
         return f"head_dim is {problem.head_dim}; it must be one of {_HEAD_DIMS}."
+    if problem.quantized and problem.page_size < 32:
+        return f"page_size is {problem.page_size}; with scales it must be 32 at least, or TMA cannot place them."
     if problem.quantized and problem.head_dim > 128:
         return f"head_dim is {problem.head_dim}; with scales it must be 128 at most, or the registers spill."
+    if problem.scale < LEAST_SCALE:
+        return f"scale is {problem.scale}; it must be {LEAST_SCALE} at least."
     if problem.page_size not in _PAGE_SIZES:
         return f"page_size is {problem.page_size}; it must be one of {_PAGE_SIZES}."
     if problem.group > TILE:
@@ -54,8 +58,8 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
 
     On CPU the kernels are interpreted, with race detection: right and very slow.
     """
-    tile, plan = tile_of(problem), decode_plan(problem)
-    outs, lses = decode.attend(tile, plan, q, pools, ragged)
+    plan = decode_plan(problem)
+    outs, lses = decode.attend(tile_of(problem, decode_keys(problem)), plan, q, pools, ragged)
     out, lse = merge(outs, lses) if plan.splits > 1 else (outs[0], lses[0])
     token = jnp.arange(problem.tokens, dtype=jnp.int32)
     owned = (token >= ragged.query_starts[0]) & (token < ragged.query_starts[-1])
@@ -65,15 +69,16 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
         row = jnp.clip(row, 0, problem.rows - 1)
         out, lse = out[row], lse[row]
         chunked = jnp.diff(ragged.query_starts)[row] > 1
-        chunk_out, chunk_lse = _attend_chunks(tile, problem, q, pools, ragged, row, token)
+        chunk_out, chunk_lse = _attend_chunks(problem, q, pools, ragged, row, token)
         out = jnp.where(chunked[:, None, None], chunk_out, out)
         lse = jnp.where(chunked[:, None], chunk_lse, lse)
     return jnp.where(owned[:, None, None], out, 0), jnp.where(owned[:, None], lse, -jnp.inf)
 
 
-def tile_of(problem: Problem) -> Tile:
-    """What of a problem its kernels need to know."""
+def tile_of(problem: Problem, keys: int) -> Tile:
+    """What of a problem a kernel needs to know that takes so many keys in one step."""
     return Tile(
+        keys=keys,
         kv_heads=problem.kv_heads,
         group=problem.group,
         head_dim=problem.head_dim,
@@ -87,8 +92,20 @@ def tile_of(problem: Problem) -> Tile:
     )
 
 
-def _attend_chunks(tile: Tile, problem: Problem, q, pools: Pools, ragged: Ragged, row: jax.Array, token: jax.Array):
+def decode_keys(problem: Problem) -> int:
+    """Keys of one step of a decode; fewer where the sums of a tile alone take half of the registers of its threads."""
+    return TILE if problem.head_dim <= 128 else TILE // 2
+
+
+def prefill_keys(problem: Problem) -> int:
+    """Keys of one step of a prefill, likewise: a soft cap's arithmetic and widened values take registers too."""
+    plain = problem.head_dim <= 128 and problem.soft_cap is None and not problem.quantized
+    return 2 * TILE if plain else decode_keys(problem)
+
+
+def _attend_chunks(problem: Problem, q, pools: Pools, ragged: Ragged, row: jax.Array, token: jax.Array):
     """(out, lse) of every token; anything for tokens of rows that have one query."""
+    tile = tile_of(problem, prefill_keys(problem))
     size = prefill.tile_tokens(tile)
     starts, counts = ragged.query_starts[:-1], jnp.diff(ragged.query_starts)
     tiles = jnp.where(counts > 1, (counts + size - 1) // size, 0)
@@ -114,7 +131,7 @@ def _attend_chunks(tile: Tile, problem: Problem, q, pools: Pools, ragged: Ragged
 
 def decode_plan(problem: Problem) -> decode.Plan:
     """As many key blocks in flight as let two thread blocks share a multiprocessor, and splits that fill the device."""
-    tile = tile_of(problem)
+    tile = tile_of(problem, decode_keys(problem))
     taken = _SHARED_RESERVED + _BARRIER_BYTES + TILE * problem.head_dim * 2 + tile.wide_bytes
     stages = (_SHARED_PER_CORE // 2 - taken) // (2 * tile.block_bytes)
     by_token = problem.max_query_len == 1
@@ -135,6 +152,6 @@ def decode_plan(problem: Problem) -> decode.Plan:
 
 def prefill_stages(problem: Problem) -> int:
     """Key blocks in flight beside the two query tiles, of four at most."""
-    tile = tile_of(problem)
+    tile = tile_of(problem, prefill_keys(problem))
     taken = _BARRIER_BYTES + 2 * (TILE * problem.head_dim * 2 + tile.wide_bytes)
     return min(4, (_SHARED_PER_BLOCK - taken) // (2 * tile.block_bytes))

@@ -119,7 +119,7 @@ def _body(
             load(ahead, slot, k_gmem, k_smem, k_barriers)
 
         scores = tiles.masked(tile, scores, block, position, step=0)
-        state, weights = tiles.softmax(tiles.State(*state), scores)
+        state, weights = tiles.softmax(tile, tiles.State(*state), scores)
         plgpu.barrier_wait(v_barriers.at[slot])
         weights = tiles.scaled(tile, weights, v_smem.at(slot))
         values = tiles.widened(tile, v_smem.at(slot), wide_smem)

@@ -1,7 +1,8 @@
 """Prefill chunks on Hopper GPUs: two warpgroups multiply, one query head and 64 queries each, and a third loads KV.
 
-Both share every block of keys. Where the query heads of a KV head are even in number, the two take two heads of the
-same 64 tokens, so that the diagonal wastes least; else they take 128 tokens of one head.
+The two take turns: while one multiplies, the other has the special functions of its softmax, as in FlashAttention-3
+(arXiv:2407.08608, section 3.1). Both share every block of keys. Where the query heads of a KV head are even in number,
+the two take two heads of the same 64 tokens, so that the diagonal wastes least; else they take 128 tokens of one head.
 """
 
 import functools
@@ -73,6 +74,7 @@ def attend(
             plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
             plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=stages),
             plgpu.Barrier(num_arrivals=_CONSUMERS),
+            plgpu.Barrier(),
         ),
         grid=(pairs, count),
         grid_names=("pair", "tile"),
@@ -107,6 +109,7 @@ def _body(
     v_barriers,
     k_free,
     v_free,
+    turn,
     values_clean,
 ):
     """One thread block: a tile of two heads, or of one."""
@@ -118,7 +121,7 @@ def _body(
 
     @pl.when(warpgroup == _CONSUMERS)
     def _produce():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(24, action="decrease")
         head = lax.div(pair, pairs_per_head)
 
         def load(block, carry):
@@ -140,21 +143,27 @@ def _body(
 
     @pl.when(warpgroup < _CONSUMERS)
     def _consume():
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(240, action="increase")
         mine, wide = q_smem.at[warpgroup], wide_smem.at[warpgroup] if tile.quantized else None
         own_position = position + (warpgroup * TILE if tile_tokens(tile) > TILE else 0)
         plgpu.copy_gmem_to_smem(q_gmem.at[index, pair, warpgroup], mine, q_barriers.at[warpgroup])
         plgpu.barrier_wait(q_barriers.at[warpgroup])
 
+        def give_turn():
+            plgpu.barrier_arrive(turn)
+            plgpu.barrier_wait(turn)
+
         def attend_block(block, state, masked):
             slot = lax.rem(block - first, stages)
             plgpu.barrier_wait(k_barriers.at[slot])
-            scores = tiles.scores_of(tile, mine, k_smem.at(slot), wide)
+            scores = tiles.scores_of(tile, mine, k_smem.at(slot), wide, meanwhile=give_turn)
             plgpu.barrier_arrive(k_free.at[slot])
             if masked:
                 scores = tiles.masked(tile, scores, block, own_position, step=1)
-            state, weights = tiles.softmax(tiles.State(*state), scores)
+            state, weights = tiles.softmax(tile, tiles.State(*state), scores)
+            plgpu.barrier_arrive(turn)
             plgpu.barrier_wait(v_barriers.at[slot])
+            plgpu.barrier_wait(turn)
             weights = tiles.scaled(tile, weights, v_smem.at(slot))
             values = tiles.widened(tile, v_smem.at(slot), wide)
             if masked:
@@ -165,18 +174,22 @@ def _body(
                         tiles.zero_values_after(tile, values, block, last)
                         return
 
-                    # Both multiply the same values: one cleans them.
+                    # Both multiply the same values: the first to do so cleans them.
                     @pl.when(warpgroup == 0)
                     def _zero():
                         tiles.zero_values_after(tile, values, block, last)
+                        plgpu.barrier_arrive(values_clean)
 
-                    plgpu.barrier_arrive(values_clean)
-                    plgpu.barrier_wait(values_clean)
+                    @pl.when(warpgroup == 1)
+                    def _wait_until_clean():
+                        plgpu.barrier_wait(values_clean)
 
             state = tiles.add_values(tile, state, weights, values)
             plgpu.barrier_arrive(v_free.at[slot])
             return tuple(state)
 
+        # The second is half a step behind the first.
+        pl.when(warpgroup == 1)(give_turn)
         with_mask = functools.partial(attend_block, masked=True)
         state, whole = tuple(tiles.initial(tile)), first
         if tile.sliding_window is not None:
@@ -189,6 +202,7 @@ def _body(
         diagonal = jnp.clip(lax.div(jnp.minimum(own_position, last) + 1, tile.keys), whole, stop)
         state = lax.fori_loop(whole, diagonal, functools.partial(attend_block, masked=False), state)
         state = lax.fori_loop(diagonal, stop, with_mask, state)
+        pl.when(warpgroup == 0)(give_turn)
 
         @pl.when(last >= 0)
         def _store():

@@ -1,13 +1,15 @@
 """What the Mosaic GPU kernels share: a tile of 64 queries against blocks of keys, gathered into shared memory.
 
-Scores live in base 2 (`exp2` is one instruction). Masked ones are `LOWEST`: below any score, yet finite, so that
-differences of two of them are 0 and not NaN. What a query gathers before its first visible key is multiplied by 0 when
-that key comes, so the mask alone decides what is attended.
+Peaks live in base 2 (`exp2` is one instruction, to which the scores' factor adds none). Masked scores are `LOWEST`:
+below any score, yet finite, so that differences of two of them are 0 and not NaN. What a query gathers before its first
+visible key is multiplied by 0 when that key comes, so the mask alone decides what is attended.
 """
 
 import dataclasses
 import inspect
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,18 +25,22 @@ from model.kernels.paged_attention.problem import Pools
 TILE = 64
 LOWEST = -1e30
 LOG2_E = math.log2(math.e)
+# Of scores that scale and soft cap are yet to come to: with less, masked ones would not be lowest any more.
+LEAST_SCALE = 1e-6
 # Matrices of 8 n rows in registers, spread like those of `WGMMA` within a warp, which takes 8 columns.
 _ROWS = plgpu.Layout.TILED(
     mgpu.fragmented_array.Tiling(((8, 32), (8, 8), (2,))), warp_dims=(-4,), lane_dims=(-3, -2), vector_dim=-1
 )
-# Older versions of jax take an index, newer ones only the reference.
-_WHOLE = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+# Older versions of jax ask for an index, newer ones take only the reference.
+_INDEX = inspect.signature(plgpu.load).parameters.get("idx")
+_WHOLE = ((),) if _INDEX is not None and _INDEX.default is inspect.Parameter.empty else ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """The static side of a tile's attention."""
+    """The static side of a tile's attention; `keys` are those of one step."""
 
+    keys: int
     kv_heads: int
     group: int
     head_dim: int
@@ -47,14 +53,14 @@ class Tile:
     interpret: bool
 
     @property
-    def keys(self) -> int:
-        """Keys of one step; fewer where the sums of a tile alone take half of the registers that its threads have."""
-        return TILE if self.head_dim <= 128 else TILE // 2
-
-    @property
     def quantized(self) -> bool:
         """Whether the pools hold scaled one-byte values, which are widened in shared memory before each product."""
         return self.kv_dtype != self.dtype
+
+    @property
+    def factor(self) -> float:
+        """What brings the scores of `scores_of` to base 2."""
+        return LOG2_E * (self.scale if self.soft_cap is None else 1.0)
 
     @property
     def copies(self) -> int:
@@ -176,21 +182,32 @@ def _load(tile: Tile, ref: Any, layout: Any) -> jax.Array:
     return plgpu.load(ref, *_WHOLE, layout=layout)
 
 
-def matmul(acc: jax.Array | None, a: Any, b_smem: Any, *, transpose_b: bool, interpret: bool) -> jax.Array:
+def matmul(
+    acc: jax.Array | None,
+    a: Any,
+    b_smem: Any,
+    *,
+    transpose_b: bool,
+    interpret: bool,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> jax.Array:
     """`acc + a @ b` in float32; `a` in shared memory or registers, `b` in shared memory.
 
-    The interpreter knows no wgmma with an operand in registers, so there it is a plain dot.
+    `meanwhile` is done when the product has started. The interpreter knows no wgmma with an operand in registers, so
+    there it is a plain dot.
     """
     if interpret:
         product = jnp.dot(a[...], b_smem[...].T if transpose_b else b_smem[...], preferred_element_type=jnp.float32)
         # wgmma reads as TMA writes; a plain read must be committed before a copy may overwrite what it has read.
         plgpu.commit_smem()
+        meanwhile()
         return product if acc is None else acc + product
     b = _transposed(b_smem) if transpose_b else b_smem
     if acc is None:
 
         def from_zero(accumulator):
             plgpu.wgmma(accumulator, a, b)
+            meanwhile()
             return accumulator[...]
 
         return pl.run_scoped(from_zero, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
@@ -223,20 +240,21 @@ def initial(tile: Tile) -> State:
     )
 
 
-def scores_of(tile: Tile, q_smem: Any, keys: Block, wide_smem: Any) -> jax.Array:
-    """Scores `[TILE, tile.keys]` of a block, in base 2."""
+def scores_of(
+    tile: Tile, q_smem: Any, keys: Block, wide_smem: Any, meanwhile: Callable[[], None] = lambda: None
+) -> jax.Array:
+    """Scores `[TILE, tile.keys]` of a block, yet to be multiplied by `tile.factor`; `meanwhile` as `matmul` has it."""
     # Before the fences of `widened`, as the next copy overwrites them.
     scales = _scales(tile, keys) if tile.quantized else None
     k_smem = widened(tile, keys, wide_smem)
-    scores = matmul(None, q_smem, k_smem, transpose_b=True, interpret=tile.interpret)
+    scores = matmul(None, q_smem, k_smem, transpose_b=True, interpret=tile.interpret, meanwhile=meanwhile)
     if scales is not None:
         scores = scores * lax.broadcast_in_dim(scales, scores.shape, [1])
     if tile.soft_cap is None:
-        return scores * (tile.scale * LOG2_E)
+        return scores
     # tanh by exp2, whose error is 2^-22; the hardware's tanh errs by 2^-11, times the cap.
     power = jnp.exp2(scores * (2 * LOG2_E * tile.scale / tile.soft_cap))
-    cap = tile.soft_cap * LOG2_E
-    return cap - 2 * cap / (power + 1)
+    return tile.soft_cap - 2 * tile.soft_cap / (power + 1)
 
 
 def masked(tile: Tile, scores: jax.Array, block: jax.Array, position: jax.Array, step: int) -> jax.Array:
@@ -251,11 +269,11 @@ def masked(tile: Tile, scores: jax.Array, block: jax.Array, position: jax.Array,
     return jnp.where(seen, scores, LOWEST)
 
 
-def softmax(state: State, scores: jax.Array) -> tuple[State, jax.Array]:
+def softmax(tile: Tile, state: State, scores: jax.Array) -> tuple[State, jax.Array]:
     """The state rescaled to the new peak and with the new weights in its total; and the weights."""
-    peak = jnp.maximum(state.peak, jnp.max(scores, axis=1))
+    peak = jnp.maximum(state.peak, jnp.max(scores, axis=1) * tile.factor)
     decay = jnp.exp2(state.peak - peak)
-    weights = jnp.exp2(scores - lax.broadcast_in_dim(peak, scores.shape, [0]))
+    weights = jnp.exp2(scores * tile.factor - lax.broadcast_in_dim(peak, scores.shape, [0]))
     weighted = state.weighted * lax.broadcast_in_dim(decay, state.weighted.shape, [0])
     return State(weighted, peak, state.total * decay + jnp.sum(weights, axis=1)), weights
 
@@ -277,12 +295,13 @@ def add_values(tile: Tile, state: State, weights: jax.Array, v_smem: Any) -> Sta
 
 def zero_values_after(tile: Tile, v_smem: Any, block: jax.Array, last: jax.Array) -> None:
     """Zeroes a block's values past token `last`: slots that were never written may hold NaN, and 0 * NaN is NaN."""
-    # By parts, or those of wide heads would not fit the registers beside a tile's sums.
-    for start in range(0, tile.head_dim, 64):
-        part = (slice(None), pl.ds(start, 64))
+    # By parts, or they would not fit the registers beside a tile's sums and weights.
+    rows = min(tile.keys, 64)
+    for row, column in itertools.product(range(0, tile.keys, rows), range(0, tile.head_dim, 64)):
+        part = (pl.ds(row, rows), pl.ds(column, 64))
         values = _load(tile, v_smem.at[*part], _ROWS)
         token = lax.broadcasted_iota(jnp.int32, values.shape, 0)
-        token = (token if tile.interpret else plgpu.layout_cast(token, _ROWS)) + block * tile.keys
+        token = (token if tile.interpret else plgpu.layout_cast(token, _ROWS)) + block * tile.keys + row
         v_smem[*part] = jnp.where(token <= last, values, jnp.zeros_like(values))
     plgpu.commit_smem()
 
