@@ -2,7 +2,9 @@
 
 import dataclasses
 import types
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,17 @@ _BACKENDS: dict[str, types.ModuleType] = {
     "reference": reference,
 }
 IMPLEMENTATIONS = tuple(_BACKENDS)
+
+
+class _Choice(NamedTuple):
+    """The backend for a platform, or for any if that is None, and the problem with the blocks that it shall use."""
+
+    platform: str | None
+    backend: str
+    problem: Problem
+
+
+_Choices = tuple[_Choice, ...]
 
 
 def paged_attention(
@@ -86,7 +99,7 @@ def paged_attention(
         sliding_window=sliding_window,
         soft_cap=soft_cap,
     )
-    out, lse = _attend(problem, implementation, blocks, q, pools, ragged)
+    out, lse = _attend(_choices(problem, implementation, blocks), q, pools, ragged)
     return (out, lse) if return_lse else out
 
 
@@ -138,23 +151,7 @@ def write_and_attend(
         raise ValueError(f"`cache` holds {problem.kv_dtype}; only pools of unscaled values can be written here.")
     new = _new_kv(*plain(problem, pools)[:2], k, v, slots)
 
-    def write_first(attend, q, new, slots, pools, ragged):
-        written = Pools(*_write(*plain(problem, pools)[:2], new, slots))
-        out, lse = attend(q, written, ragged)
-        return out, lse, Pools(written.k.reshape(pools.k.shape), written.v.reshape(pools.v.shape))
-
-    def step(name: str):
-        cut = _cut(name, problem)
-        if name != "pallas_tpu":
-            return partial(write_first, partial(_BACKENDS[name].attend, cut))
-        return lambda q, new, slots, pools, ragged: pallas_tpu.write_and_attend(cut, q, new, pools, ragged)
-
-    if implementation is not None:
-        _check(implementation, problem)
-        out, _, written = step(implementation)(q, new, slots, pools, ragged)
-    else:
-        steps = {platform: step(name) for platform, name in _fastest(problem).items()}
-        out, _, written = _by_platform(q, new, slots, pools, ragged, **steps)
+    out, written = _write_and_attend(_choices(problem, implementation), q, new, slots, pools, ragged)
     return out, written.k, written.v
 
 
@@ -212,27 +209,58 @@ def _by_platform(*operands, cpu, default, **others):
     return lax.platform_dependent(*operands, cpu=cpu, default=default, **others)
 
 
-def _attend(
-    problem: Problem, implementation: str | None, blocks: Blocks | None, q: jax.Array, pools: Pools, ragged: Ragged
-):
-    def run(name: str):
-        attend, cut = _BACKENDS[name].attend, _cut(name, problem, blocks)
-        if name == "pallas_tpu":
-            return partial(attend, cut)
-        return lambda q, pools, ragged: attend(cut, q, plain(problem, pools), ragged)
+# The layers of a model make the same call: jitted, it is traced and its kernel compiled for the first of them only.
+@partial(jax.jit, static_argnums=0)
+def _attend(choices: _Choices, q: jax.Array, pools: Pools, ragged: Ragged):
+    def run(choice: _Choice):
+        attend = partial(_BACKENDS[choice.backend].attend, choice.problem)
+        if choice.backend == "pallas_tpu":
+            return attend
+        return lambda q, pools, ragged: attend(q, plain(choice.problem, pools), ragged)
+
+    return _by_choice(choices, run, q, pools, ragged)
+
+
+@partial(jax.jit, static_argnums=0)
+def _write_and_attend(
+    choices: _Choices, q: jax.Array, new: NewKV, slots: jax.Array, pools: Pools, ragged: Ragged
+) -> tuple[jax.Array, Pools]:
+    def run(choice: _Choice):
+        problem = choice.problem
+
+        def fused(q, new, slots, pools, ragged):
+            del slots
+            out, _, written = pallas_tpu.write_and_attend(problem, q, new, pools, ragged)
+            return out, written
+
+        def write_first(q, new, slots, pools, ragged):
+            written = Pools(*_write(*plain(problem, pools)[:2], new, slots))
+            out, _ = _BACKENDS[choice.backend].attend(problem, q, written, ragged)
+            return out, Pools(written.k.reshape(pools.k.shape), written.v.reshape(pools.v.shape))
+
+        return fused if choice.backend == "pallas_tpu" else write_first
+
+    return _by_choice(choices, run, q, new, slots, pools, ragged)
+
+
+def _by_choice(choices: _Choices, run: Callable[[_Choice], Callable], *operands):
+    """What `run` makes of the choice for the platform that the call is compiled for."""
+    if choices[0].platform is None:
+        return run(choices[0])(*operands)
+    return _by_platform(*operands, **{str(choice.platform): run(choice) for choice in choices})
+
+
+def _choices(problem: Problem, implementation: str | None, blocks: Blocks | None = None) -> _Choices:
+    """The named implementation, or the fastest of each platform, with the given blocks, or those that were measured."""
+
+    def choice(platform: str | None, name: str) -> _Choice:
+        cut = tuning.blocks_for(name, problem, target.device_kind()) if blocks is None else blocks
+        return _Choice(platform, name, dataclasses.replace(problem, blocks=cut))
 
     if implementation is None:
-        runs = {platform: run(name) for platform, name in _fastest(problem).items()}
-        return _by_platform(q, pools, ragged, **runs)
+        return tuple(choice(platform, name) for platform, name in _fastest(problem).items())
     _check(implementation, problem)
-    return run(implementation)(q, pools, ragged)
-
-
-def _cut(name: str, problem: Problem, blocks: Blocks | None = None) -> Problem:
-    """The problem with the blocks that a backend shall use."""
-    if blocks is None:
-        blocks = tuning.blocks_for(name, problem, target.device_kind())
-    return dataclasses.replace(problem, blocks=blocks)
+    return (choice(None, implementation),)
 
 
 def _fastest(problem: Problem) -> dict[str, str]:
