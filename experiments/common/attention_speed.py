@@ -260,7 +260,10 @@ def _prepared(backend: str, case: Case, batch: Batch, blocks: Blocks | None = No
 
     @functools.partial(jax.jit, static_argnums=1)
     def attend(batch: Batch, calls: int) -> jax.Array:
-        return jax.lax.fori_loop(1, calls, functools.partial(again, batch=batch), once(batch))
+        # Some at a time, as a model has layers: a device counts the rounds of a loop in a kernel of its own.
+        return jax.lax.fori_loop(
+            1, calls, functools.partial(again, batch=batch), once(batch), unroll=max(1, min(calls - 1, 7))
+        )
 
     return functools.partial(attend, batch)
 

@@ -23,6 +23,7 @@ class Backend:
     head_dims: tuple[int, ...] = (64, 128, 256)
     prefill: bool = True
     quantized: tuple[str, ...] = ("int8", "float8_e4m3fn")
+    quantized_page: int = 16
     interpreted: bool = False
 
 
@@ -31,7 +32,7 @@ BACKENDS = [
     Backend("xla"),
     Backend("cpu_ffi"),
     Backend("pallas_tpu", dtypes=("float32", "bfloat16")),
-    Backend("mosaic_gpu", ("bfloat16", "float16"), interpreted=True),
+    Backend("mosaic_gpu", ("bfloat16", "float16"), quantized_page=32, interpreted=True),
 ]
 every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 # Interpreters take a minute for what a kernel does in microseconds.
@@ -123,7 +124,8 @@ def test_options(backend: Backend, options: dict[str, float]) -> None:
 def test_quantized_kv(backend: Backend, kv_dtype: str) -> None:
     """The same as attention over the values that the quantized pool stands for."""
     queries = MIXED_QUERIES if backend.prefill else [1] * 6
-    batch = cases.build(cases.Shape(dtype=backend.dtypes[0]), MIXED_LENGTHS, queries)
+    shape = cases.Shape(page_size=backend.quantized_page, dtype=backend.dtypes[0])
+    batch = cases.build(shape, MIXED_LENGTHS, queries)
     quantized = batch._replace(cache=cases.quantize(batch.cache, kv_dtype))
     expected = cases.dense_attention(batch._replace(cache=cases.dequantize(quantized.cache)))
     if kv_dtype not in backend.quantized:

@@ -73,6 +73,8 @@ def test_small_batches_are_split_until_the_device_is_busy(rows: int, max_pages: 
     [
         ({"kv_dtype": jnp.dtype("float32")}, "the pools are float32"),
         ({"kv_dtype": jnp.dtype("int8"), "head_dim": 256}, "head_dim is 256; with scales"),
+        ({"kv_dtype": jnp.dtype("int8"), "page_size": 16}, "page_size is 16; with scales"),
+        ({"scale": 0.0}, "scale is 0.0"),
         ({"head_dim": 96}, "head_dim is 96"),
         ({"page_size": 256}, "page_size is 256"),
         ({"q_heads": 1024}, "128 query heads share a KV head"),
