@@ -26,7 +26,7 @@ JAX_TRITON = "jax_triton"
 
 # Kernels of a GPU take less than the host needs to launch them one by one, so so many run in one program.
 _CALLS_ON_ACCELERATORS = 50
-_READ_BYTES, _COPIED_BYTES = 2**28, 2**32
+_READ_BYTES, _COPIED_BYTES = 2**28, 2**33
 _MATMUL_SIZE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
 
 Row = dict[str, Any]

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from model.kernels.paged_attention import target
-from model.kernels.paged_attention.merge import merge
 from model.kernels.paged_attention.mosaic_gpu import decode, device, prefill
 from model.kernels.paged_attention.mosaic_gpu.tiles import LEAST_SCALE, TILE, Tile
 from model.kernels.paged_attention.problem import Pools, Problem, Ragged
@@ -31,10 +30,10 @@ def unsupported(problem: Problem) -> str | None:
         return f"the pools are {problem.kv_dtype}; they must have q's dtype, {problem.q_dtype}, or be of {_KV_DTYPES}."
     if problem.head_dim not in _HEAD_DIMS:
         return f"head_dim is {problem.head_dim}; it must be one of {_HEAD_DIMS}."
-    if problem.quantized and problem.page_size < 32:
-        return f"page_size is {problem.page_size}; with scales it must be 32 at least, or TMA cannot place them."
     if problem.quantized and problem.head_dim > 128:
         return f"head_dim is {problem.head_dim}; with scales it must be 128 at most, or the registers spill."
+    if problem.quantized and problem.page_size < 32:
+        return f"page_size is {problem.page_size}; with scales it must be 32 at least, or TMA cannot place them."
     if problem.scale < LEAST_SCALE:
         return f"scale is {problem.scale}; it must be {LEAST_SCALE} at least."
     if problem.page_size not in _PAGE_SIZES:
@@ -58,20 +57,18 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
 
     On CPU the kernels are interpreted, with race detection: right and very slow.
     """
-    plan = decode_plan(problem)
-    outs, lses = decode.attend(tile_of(problem, decode_keys(problem)), plan, q, pools, ragged)
-    out, lse = merge(outs, lses) if plan.splits > 1 else (outs[0], lses[0])
+    out, lse = decode.attend(tile_of(problem, decode_keys(problem)), decode_plan(problem), q, pools, ragged)
+    if problem.max_query_len == 1:
+        return out, lse
     token = jnp.arange(problem.tokens, dtype=jnp.int32)
-    owned = (token >= ragged.query_starts[0]) & (token < ragged.query_starts[-1])
-    if problem.max_query_len > 1:
-        # Not the default method, whose loop takes a launch per step.
-        row = jnp.searchsorted(ragged.query_starts, token, side="right", method="compare_all").astype(jnp.int32) - 1
-        row = jnp.clip(row, 0, problem.rows - 1)
-        out, lse = out[row], lse[row]
-        chunked = jnp.diff(ragged.query_starts)[row] > 1
-        chunk_out, chunk_lse = _attend_chunks(problem, q, pools, ragged, row, token)
-        out = jnp.where(chunked[:, None, None], chunk_out, out)
-        lse = jnp.where(chunked[:, None], chunk_lse, lse)
+    # Not the default method, whose loop takes a launch per step.
+    row = jnp.searchsorted(ragged.query_starts, token, side="right", method="compare_all").astype(jnp.int32) - 1
+    owned = (row >= 0) & (row < problem.rows)
+    row = jnp.clip(row, 0, problem.rows - 1)
+    chunk_out, chunk_lse = _attend_chunks(problem, q, pools, ragged, row, token)
+    chunked = jnp.diff(ragged.query_starts)[row] > 1
+    out = jnp.where(chunked[:, None, None], chunk_out, out[row])
+    lse = jnp.where(chunked[:, None], chunk_lse, lse[row])
     return jnp.where(owned[:, None, None], out, 0), jnp.where(owned[:, None], lse, -jnp.inf)
 
 
@@ -108,23 +105,28 @@ def _attend_chunks(problem: Problem, q, pools: Pools, ragged: Ragged, row: jax.A
     tile = tile_of(problem, prefill_keys(problem))
     size = prefill.tile_tokens(tile)
     starts, counts = ragged.query_starts[:-1], jnp.diff(ragged.query_starts)
-    tiles = jnp.where(counts > 1, (counts + size - 1) // size, 0)
+    # TMA reads queries from a multiple of 8 on, so a row's first tile may begin with tokens of others.
+    lead = starts % prefill.ALIGNMENT
+    tiles = jnp.where(counts > 1, (lead + counts + size - 1) // size, 0)
     ends = jnp.cumsum(tiles)
     # Every row could have a last tile that is not full, but for its two tokens at least.
     rows = min(problem.rows, problem.tokens // 2)
-    number = jnp.arange((problem.tokens - 2 * rows) // size + rows, dtype=jnp.int32)
+    most = (problem.tokens + (prefill.ALIGNMENT - 1) * (rows - 1) - rows) // size + rows
+    number = jnp.arange(most, dtype=jnp.int32)
     tile_row = jnp.searchsorted(ends, number, side="right", method="compare_all").astype(jnp.int32)
     tile_row = jnp.minimum(tile_row, problem.rows - 1)
-    offset = (number - ends[tile_row] + tiles[tile_row]) * size
+    offset = (number - ends[tile_row] + tiles[tile_row]) * size - lead[tile_row]
     position = ragged.lengths[tile_row] - counts[tile_row] + offset
     queries = jnp.minimum(counts[tile_row] - offset, size)
     used = number < ends[-1]
-    chunks = prefill.Chunks(tile_row, jnp.where(used, position, 0), jnp.where(used, position + queries - 1, -1))
-
-    taken = (starts[tile_row] + offset)[:, None] + jnp.arange(size)[None, :]
-    tiles_q = q.at[taken].get(mode="clip").swapaxes(1, 2)
-    outs, lses = prefill.attend(tile, prefill_stages(problem), tiles_q, pools, ragged.page_table, chunks)
-    place = token - starts[row]
+    chunks = prefill.Chunks(
+        row=tile_row,
+        token=jnp.where(used, starts[tile_row] + offset, 0),
+        position=jnp.where(used, position, 0),
+        last=jnp.where(used, position + queries - 1, -1),
+    )
+    outs, lses = prefill.attend(tile, prefill_stages(problem), q, pools, ragged.page_table, chunks)
+    place = token - starts[row] + lead[row]
     where = (jnp.maximum(ends[row] - tiles[row], 0) + place // size, slice(None), place % size)
     return outs.at[where].get(mode="clip"), lses.at[where].get(mode="clip")
 

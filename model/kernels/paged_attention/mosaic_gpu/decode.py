@@ -9,7 +9,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from model.kernels.paged_attention.merge import merge
 from model.kernels.paged_attention.mosaic_gpu import device, tiles
+from model.kernels.paged_attention.mosaic_gpu.combine import THREADS, combine
 from model.kernels.paged_attention.mosaic_gpu.tiles import TILE, Tile
 from model.kernels.paged_attention.problem import Pools, Ragged
 
@@ -38,8 +40,8 @@ def attend(tile: Tile, plan: Plan, q: jax.Array, pools: Pools, ragged: Ragged) -
       ragged: which tokens are whose.
 
     Returns:
-      (out `[splits, tokens or rows, q_heads, head_dim]`, lse float32 `[splits, tokens or rows, q_heads]`), to be merged
-      over splits; anything for other rows and their tokens.
+      (out `[tokens or rows, q_heads, head_dim]`, lse float32 `[tokens or rows, q_heads]`). Zeros and -inf for tokens
+      that no row owns; anything for rows that have another number of queries, and for their tokens.
     """
     tokens, rows, head_dim = q.shape[0], ragged.page_table.shape[0], tile.head_dim
     places, stored = tokens if plan.by_token else rows, _stored_rows(tile)
@@ -66,11 +68,18 @@ def attend(tile: Tile, plan: Plan, q: jax.Array, pools: Pools, ragged: Ragged) -
     # TMA reads whole swizzle tiles of 8 rows, so a group starts at one.
     q = q.reshape(tokens, tile.kv_heads, tile.group, head_dim)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, stored - tile.group), (0, 0)))
-    out, lse = kernel(q, *tiles.flat_pools(pools, head_dim), *ragged)
-    return (
-        out[..., : tile.group, :].reshape(plan.splits, places, -1, head_dim),
-        lse[..., : tile.group].reshape(plan.splits, places, -1),
-    )
+    outs, lses = kernel(q, *tiles.flat_pools(pools, head_dim), *ragged)
+    out, lse = merge(outs, lses[..., :stored]) if plan.splits > 1 else (outs[0], lses[0])
+    out, lse = out[:, :, : tile.group].reshape(places, -1, head_dim), lse[:, :, : tile.group].reshape(places, -1)
+    starts = ragged.query_starts if plan.by_token else None
+    combines = plan.splits > 1 and head_dim % THREADS == 0
+    if combines:
+        out = combine(tile, outs, lses, starts)
+    if starts is None:
+        return out, lse
+    token = jnp.arange(tokens, dtype=jnp.int32)
+    owned = (token >= starts[0]) & (token < starts[-1])
+    return out if combines else jnp.where(owned[:, None, None], out, 0), jnp.where(owned[:, None], lse, -jnp.inf)
 
 
 def _stored_rows(tile: Tile) -> int:

@@ -18,17 +18,20 @@ from model.kernels.paged_attention.mosaic_gpu import device, tiles
 from model.kernels.paged_attention.mosaic_gpu.tiles import TILE, Tile
 from model.kernels.paged_attention.problem import Pools
 
+# Rows of a swizzle tile: TMA brings whole ones.
+ALIGNMENT = 8
 _CONSUMERS = 2
 
 
 class Chunks(NamedTuple):
     """Which queries each tile holds, int32 `[tiles]`.
 
-    `row` owns the tile; `position` of its first query in the row's KV; `last` of its last one, -1 where the tile is
-    not used.
+    `row` owns the tile; `token` is its first one, a multiple of `ALIGNMENT`, and `position` that token's in the row's
+    KV, or what it would be if the row owned it; `last` is the position of its last query, -1 where it is not used.
     """
 
     row: jax.Array
+    token: jax.Array
     position: jax.Array
     last: jax.Array
 
@@ -46,15 +49,16 @@ def attend(
     Args:
       tile: static facts.
       stages: key blocks in flight in a thread block.
-      q: `[tiles, q_heads, tile_tokens, head_dim]`.
+      q: `[tokens, q_heads, head_dim]`.
       pools: K and V.
       page_table: int32 `[rows, max_pages]`.
       chunks: what the tiles hold.
 
     Returns:
-      (out, shaped like q, lse float32 `[tiles, q_heads, tile_tokens]`); anything where a tile holds no query.
+      (out `[tiles, q_heads, tile_tokens, head_dim]`, lse float32 `[tiles, q_heads, tile_tokens]`); anything where a
+      tile holds no query of its row.
     """
-    count, q_heads, tokens, head_dim = q.shape
+    (_, q_heads, head_dim), count, tokens = q.shape, chunks.row.shape[0], tile_tokens(tile)
     pairs = q_heads * tokens // (TILE * _CONSUMERS)
     shape = (count, pairs, _CONSUMERS, TILE)
     kernel = plgpu.kernel(
@@ -83,19 +87,21 @@ def attend(
         compiler_params=device.compiler_params(),
         interpret=device.interpreter() if tile.interpret else None,
     )
-    out, lse = kernel(q.reshape(*shape, head_dim), *tiles.flat_pools(pools, head_dim), page_table, *chunks)
-    return out.reshape(q.shape), lse.reshape(q.shape[:3])
+    q = jnp.pad(q, ((0, max(-q.shape[0] % ALIGNMENT, TILE - q.shape[0])), (0, 0), (0, 0)))
+    out, lse = kernel(q, *tiles.flat_pools(pools, head_dim), page_table, *chunks)
+    return out.reshape(count, q_heads, tokens, head_dim), lse.reshape(count, q_heads, tokens)
 
 
 def _body(
     tile: Tile,
     stages: int,
     pairs_per_head: int,
-    q_gmem,  # [tiles, pairs, consumers, TILE, head_dim]
+    q_gmem,  # [tokens, q_heads, head_dim]
     k_gmem,  # values [pages * kv_heads * page_size, head_dim], and scales
     v_gmem,
     table_gmem,  # [rows, max_pages]
     row_gmem,  # [tiles]
+    token_gmem,  # [tiles]
     position_gmem,  # [tiles]
     last_gmem,  # [tiles]
     out_gmem,  # [tiles, pairs, consumers, TILE, head_dim]
@@ -145,8 +151,13 @@ def _body(
     def _consume():
         plgpu.set_max_registers(240, action="increase")
         mine, wide = q_smem.at[warpgroup], wide_smem.at[warpgroup] if tile.quantized else None
-        own_position = position + (warpgroup * TILE if tile_tokens(tile) > TILE else 0)
-        plgpu.copy_gmem_to_smem(q_gmem.at[index, pair, warpgroup], mine, q_barriers.at[warpgroup])
+        if tile_tokens(tile) > TILE:
+            head, ahead = pair, warpgroup * TILE
+        else:
+            head, ahead = pair * _CONSUMERS + warpgroup, 0
+        own_position, own_token = position + ahead, token_gmem[index] + ahead
+        own_token = own_token if tile.interpret else pl.multiple_of(own_token, ALIGNMENT)
+        plgpu.copy_gmem_to_smem(q_gmem.at[pl.ds(own_token, TILE), head], mine, q_barriers.at[warpgroup])
         plgpu.barrier_wait(q_barriers.at[warpgroup])
 
         def give_turn():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
-from model.kernels.paged_attention import paged_attention
+from model.kernels.paged_attention import Blocks, paged_attention
 from model.kernels.paged_attention.mosaic_gpu import backend
 from model.kernels.paged_attention.problem import Problem
 from tests.model.kernels.paged_attention import cases
@@ -23,9 +23,12 @@ def problem(**changes) -> Problem:
 
 @pytest.mark.parametrize(("q_heads", "window"), [(2, None), (1, 70)])
 def test_a_chunk_that_ends_inside_a_page(q_heads: int, window: int | None) -> None:
-    """Two heads share a tile, or two tiles a head; the last page's unwritten half is poisoned."""
+    """Two heads share a tile, or two tiles a head; the last page's unwritten half is poisoned.
+
+    The chunk follows a decode row, so its first tile begins with a token of another.
+    """
     shape = cases.Shape(q_heads, 1, 64, 64, max_pages=3, padding=1, dtype="bfloat16")
-    batch = cases.build(shape, [150], [75])
+    batch = cases.build(shape, [3, 150], [1, 75])
     attend = jax.jit(
         lambda batch: paged_attention(
             *batch, max_query_len=75, sliding_window=window, implementation="mosaic_gpu", return_lse=True
@@ -34,8 +37,23 @@ def test_a_chunk_that_ends_inside_a_page(q_heads: int, window: int | None) -> No
     out, lse = attend(batch)
     expected, expected_lse = cases.dense_attention(batch, sliding_window=window)
     limit = cases.tolerance("bfloat16")
-    np.testing.assert_allclose(np.asarray(out, np.float32)[:75], expected[:75], rtol=limit, atol=limit)
-    np.testing.assert_allclose(np.asarray(lse)[:75], expected_lse[:75], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(out, np.float32)[:76], expected[:76], rtol=limit, atol=limit)
+    np.testing.assert_allclose(np.asarray(lse)[:76], expected_lse[:76], rtol=1e-5, atol=1e-5)
+    assert not gpu_callbacks.get_races().races_found
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_splits_are_put_together(head_dim: int) -> None:
+    """A row that fills its splits, one that leaves some empty, an empty one, and a token that nobody owns."""
+    batch = cases.build(
+        cases.Shape(2, 1, head_dim, 64, max_pages=4, padding=1, dtype="bfloat16"), [200, 20, 0], [1] * 3
+    )
+    attend = functools.partial(paged_attention, max_query_len=1, implementation="mosaic_gpu", return_lse=True)
+    out, lse = jax.jit(functools.partial(attend, blocks=Blocks(splits=3)))(*batch)
+    expected, expected_lse = cases.dense_attention(batch)
+    limit = cases.tolerance("bfloat16")
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=limit, atol=limit)
+    np.testing.assert_allclose(np.asarray(lse), expected_lse, rtol=1e-5, atol=1e-5)
     assert not gpu_callbacks.get_races().races_found
 
 
