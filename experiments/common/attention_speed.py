@@ -145,8 +145,10 @@ def run_benchmark(
             try:
                 attend = _prepared(backend, case, batch)
                 difference = _difference(attend(1), exact)
-            except (NotImplementedError, ImportError) as refusal:
-                left_out.setdefault(backend, f"{case}: {refusal}")
+            except (NotImplementedError, ImportError, jax.errors.JaxRuntimeError) as refusal:
+                if isinstance(refusal, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(refusal):
+                    raise
+                left_out.setdefault(backend, f"{case}: {str(refusal).splitlines()[0]}")
                 continue
             rows.append(_measure(case, backend, attend, repeats) | {"max_difference": difference})
     return rows, left_out
