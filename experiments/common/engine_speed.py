@@ -77,8 +77,12 @@ def phase(name: str) -> Iterator[None]:
 
 
 def row(engine: str, device: str, test: str, batch: int, context: int, speeds: list[tuple[float, float]]) -> Row:
-    """One result row, of an engine that computes on that kind of device: medians over the repeats."""
+    """One result row, of an engine that computes on that kind of device: medians over the repeats.
+
+    Told on stderr at once: a run that is cut off has then shown what it had.
+    """
     tok_s, tok_core_s = (statistics.median(column) for column in zip(*speeds, strict=True))
+    tqdm.write(f"{engine}, {test} {batch}x{context}: {tok_s:.4g} tok/s", file=sys.stderr)
     return {
         "engine": engine,
         "device": device,
