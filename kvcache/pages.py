@@ -17,11 +17,15 @@ from jax.typing import DTypeLike
 
 from kvcache.blocks import BlockKey
 from kvcache.errors import KVCacheError, OutOfPagesError
+from model.kernels.paged_attention import pool_shape
 
 
 @dataclasses.dataclass(frozen=True)
 class KVLayout:
-    """Where the KV of a token sits: HND pages `[layer * num_pages + page, kv_head, slot, head_dim]`."""
+    """Where the KV of a token sits: HND pages `[layer * num_pages + page, kv_head, slot, head_dim]`.
+
+    In that order; `shape` may put two slots of heads of 64 into one row for TPUs (`paged_attention.pool_shape`).
+    """
 
     num_layers: int
     num_pages: int
@@ -33,7 +37,7 @@ class KVLayout:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of the K pool and of the V pool."""
-        return (self.num_layers * self.num_pages, self.num_kv_heads, self.page_size, self.head_dim)
+        return pool_shape(self.num_layers * self.num_pages, self.num_kv_heads, self.page_size, self.head_dim)
 
     @property
     def page_bytes(self) -> int:
