@@ -59,14 +59,16 @@ def compiled() -> dict[str, tuple[dict[str, int], str]]:
 def test_no_spills_and_shared_memory_fits(case, compiled) -> None:
     said = compiled[case.name][1]
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    assert len(spills) == (2 if case.max_query_len > 1 else 1), said
+    # Decode and prefill, or a decode that is split and the kernel that puts its parts together.
+    assert len(spills) == 2, said
     assert set(spills) == {("0", "0")}
     if jax.__version_info__ >= (0, 11):  # 0.10 does not say
         shared = [int(size) for size in re.findall(r"smem_scratch_bytes=(\d+)", said)]
         assert len(shared) == len(spills), said
         assert max(shared) <= _SHARED_BYTES
-        # Two decode blocks share a multiprocessor, each with 1 KiB of the driver's.
-        assert min(shared) + 2048 <= 228 * 1024 // 2 + 1024
+        # Two decode blocks share a multiprocessor, each with 1 KiB of the driver's. What puts parts together has none.
+        decode = min(size for size in shared if size)
+        assert decode + 2048 <= 228 * 1024 // 2 + 1024
 
 
 def test_layers_write_and_attend_in_place(compiled) -> None:
