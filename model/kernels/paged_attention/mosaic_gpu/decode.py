@@ -69,6 +69,7 @@ def attend(tile: Tile, plan: Plan, q: jax.Array, pools: Pools, ragged: Ragged) -
     q = q.reshape(tokens, tile.kv_heads, tile.group, head_dim)
     q = jnp.pad(q, ((0, 0), (0, 0), (0, stored - tile.group), (0, 0)))
     outs, lses = kernel(q, *tiles.flat_pools(pools, head_dim), *ragged)
+    # Of what is merged here XLA computes what is used: the lse alone, where `combine` makes the results.
     out, lse = merge(outs, lses[..., :stored]) if plan.splits > 1 else (outs[0], lses[0])
     out, lse = out[:, :, : tile.group].reshape(places, -1, head_dim), lse[:, :, : tile.group].reshape(places, -1)
     starts = ragged.query_starts if plan.by_token else None
