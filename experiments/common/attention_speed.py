@@ -146,7 +146,7 @@ def run_benchmark(
                 attend = _prepared(backend, case, batch)
                 difference = _difference(attend(1), exact)
             except (NotImplementedError, ImportError, jax.errors.JaxRuntimeError) as refusal:
-                if isinstance(refusal, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(refusal):
+                if isinstance(refusal, jax.errors.JaxRuntimeError) and not tuning.lacks_memory(refusal):
                     raise
                 left_out.setdefault(backend, f"{case}: {str(refusal).splitlines()[0]}")
                 continue

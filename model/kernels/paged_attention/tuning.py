@@ -73,12 +73,17 @@ def tune(backend: str, problem: Problem, measure: Callable[[Blocks], float]) -> 
         try:
             seconds = measure(blocks)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not lacks_memory(error):
                 raise
             continue
         if seconds < min(best_s, heuristic_s * _WORTH):
             best, best_s = blocks, seconds
     return Entry(case_of(backend, problem), best, best_s, heuristic_s)
+
+
+def lacks_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether the device had no room for a computation, in its main memory or in a kernel's own."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def blocks_for(backend: str, problem: Problem, device_kind: str) -> Blocks:
