@@ -250,7 +250,7 @@ def run_vllm(folder: str, workload: Workload) -> list[Row]:
         dtype=workload.dtype,
         max_model_len=workload.longest,
         skip_tokenizer_init=True,
-        enforce_eager=False,
+        gpu_memory_utilization=0.5,  # of the CPU's memory; by default it claims nearly all and fails beside others
     )
 
     def generate(prompts: list[list[int]], tokens: int) -> None:

@@ -18,9 +18,9 @@ from model.kernels.paged_attention.problem import (
     Pools,
     Problem,
     Ragged,
-    plain,
     pools_of,
     problem_of,
+    tokens_of_a_row,
 )
 
 _BACKENDS: dict[str, types.ModuleType] = {
@@ -149,7 +149,7 @@ def write_and_attend(
     )
     if problem.quantized:
         raise ValueError(f"`cache` holds {problem.kv_dtype}; only pools of unscaled values can be written here.")
-    new = _new_kv(*plain(problem, pools)[:2], k, v, slots)
+    new = _new_kv(pools.k, pools.v, k, v, slots)
 
     out, written = _write_and_attend(_choices(problem, implementation), q, new, slots, pools, ragged)
     return out, written.k, written.v
@@ -161,7 +161,7 @@ def write_kv(
     """Writes keys and values of new tokens into the pools; in place where the pools are donated.
 
     Args:
-      cache_k: `[pages, kv_heads, page_size, head_dim]`.
+      cache_k: `[pages, kv_heads, page_size, head_dim]`, or the `pool_shape` of that.
       cache_v: like `cache_k`.
       k: `[tokens, kv_heads, head_dim]`; cast to the pool's dtype.
       v: like `k`.
@@ -176,8 +176,9 @@ def write_kv(
 def _new_kv(cache_k: jax.Array, cache_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> NewKV:
     """`k` and `v` in the pools' dtypes, checked to fit pools and slots."""
     for name, x, pool in (("k", k, cache_k), ("v", v, cache_v)):
-        if x.shape != (slots.shape[0], pool.shape[1], pool.shape[3]):
-            expected = [slots.shape[0], pool.shape[1], pool.shape[3]]
+        expected = [slots.shape[0], pool.shape[1]]
+        if x.ndim != 3 or [*x.shape[:2]] != expected or not tokens_of_a_row(x.shape[2], pool.shape[3]):
+            expected += [pool.shape[3]]
             raise ValueError(f"`{name}` is {list(x.shape)}; for these slots and pools it must be {expected}.")
     return NewKV(k.astype(cache_k.dtype), v.astype(cache_v.dtype))
 
@@ -191,7 +192,8 @@ def _scatter(
     cache_k: jax.Array, cache_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Row-flattened scatter: of XLA's spellings, the one that copies the pool on no accelerator inside a layer loop."""
-    pages, kv_heads, page_size, head_dim = cache_k.shape
+    pages, kv_heads, head_dim = *cache_k.shape[:2], k.shape[2]
+    page_size = cache_k.shape[2] * cache_k.shape[3] // head_dim
     page, offset = slots // page_size, slots % page_size
     rows = (page[:, None] * kv_heads + jnp.arange(kv_heads)[None, :]) * page_size + offset[:, None]
     rows = jnp.where(slots[:, None] < 0, pages * kv_heads * page_size, rows).reshape(-1)
@@ -213,10 +215,7 @@ def _by_platform(*operands, cpu, default, **others):
 @partial(jax.jit, static_argnums=0)
 def _attend(choices: _Choices, q: jax.Array, pools: Pools, ragged: Ragged):
     def run(choice: _Choice):
-        attend = partial(_BACKENDS[choice.backend].attend, choice.problem)
-        if choice.backend == "pallas_tpu":
-            return attend
-        return lambda q, pools, ragged: attend(q, plain(choice.problem, pools), ragged)
+        return partial(_BACKENDS[choice.backend].attend, choice.problem)
 
     return _by_choice(choices, run, q, pools, ragged)
 
@@ -234,9 +233,9 @@ def _write_and_attend(
             return out, written
 
         def write_first(q, new, slots, pools, ragged):
-            written = Pools(*_write(*plain(problem, pools)[:2], new, slots))
+            written = Pools(*_write(pools.k, pools.v, new, slots))
             out, _ = _BACKENDS[choice.backend].attend(problem, q, written, ragged)
-            return out, Pools(written.k.reshape(pools.k.shape), written.v.reshape(pools.v.shape))
+            return out, written
 
         return fused if choice.backend == "pallas_tpu" else write_first
 

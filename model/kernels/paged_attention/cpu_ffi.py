@@ -49,7 +49,7 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
 def write_kv(
     pool_k: jax.Array, pool_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Writes rows `k`, `v` `[tokens, kv_heads, ...]` of the pools' dtype at `slots`; in place if donated."""
+    """Writes `k`, `v` `[tokens, kv_heads, head_dim]` of the pools' dtype at `slots`; in place if donated."""
     operands = vary_alike(pool_k, pool_v, k, v, slots)
     results = tuple(result_type(pool.shape, pool.dtype, like=pool) for pool in operands[:2])
     call = jax.ffi.ffi_call("halfmoon_write_kv", results, input_output_aliases={0: 0, 1: 1})

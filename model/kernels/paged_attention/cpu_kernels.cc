@@ -622,7 +622,8 @@ ffi::Error PagedAttention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer
   const auto qd = q.dimensions(), kd = k.dimensions(), td = table.dimensions();
   Attention a;
   a.tokens = qd[0], a.q_heads = qd[1], a.head_dim = qd[2];
-  a.pages = kd[0], a.kv_heads = kd[1], a.page_size = kd[2];
+  a.pages = kd[0], a.kv_heads = kd[1];
+  a.page_size = kd[2] * kd[3] / std::max(a.head_dim, 1);  // several tokens may share a row of the pools
   a.rows = td[0], a.max_pages = td[1], a.group = a.q_heads / a.kv_heads;
   a.scale = scale, a.soft_cap = soft_cap, a.window = window;
   a.q = q.untyped_data(), a.k = k.untyped_data(), a.v = v.untyped_data();
@@ -672,15 +673,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(HalfmoonPagedAttention, PagedAttention,
 
 // ---- KV write ------------------------------------------------------------------------------------------------------
 
-// pool [pages, kv_heads, page_size, ...] and x [tokens, kv_heads, ...] of one dtype; the result aliases the pool.
+// Pool [pages, kv_heads, ...] holds pages of tokens like those of x [tokens, kv_heads, head_dim], in the same dtype; the
+// result aliases the pool.
 ffi::Error Write(ffi::AnyBuffer pool, ffi::AnyBuffer x, const int32_t* slots, ffi::Result<ffi::AnyBuffer>& result) {
   const auto pd = pool.dimensions(), xd = x.dimensions();
-  const int64_t pages = pd[0], heads = pd[1], page_size = pd[2];
+  const int64_t tokens = xd[0], pages = pd[0], heads = pd[1];
   char* base = static_cast<char*>(result->untyped_data());
   if (base != pool.untyped_data()) return ffi::Error::Internal("KV write: the pool was not aliased");
-  const size_t bytes = pool.size_bytes() / std::max<int64_t>(pages * heads * page_size, 1);
+  if (x.element_count() == 0 || pool.element_count() == 0) return ffi::Error::Success();
+  const int64_t bytes = x.size_bytes() / (tokens * heads), page_size = pool.size_bytes() / (pages * heads * bytes);
   const char* from = static_cast<const char*>(x.untyped_data());
-  for (int64_t t = 0; t < xd[0]; ++t) {
+  for (int64_t t = 0; t < tokens; ++t) {
     const int64_t slot = slots[t];
     if (slot < 0 || slot >= pages * page_size) continue;
     const int64_t page = slot / page_size, offset = slot % page_size;

@@ -22,10 +22,10 @@ class KVPool(Protocol):
 
 
 class Pools(NamedTuple):
-    """The pools as a backend takes them.
+    """The pools as they are kept.
 
-    `k` and `v` are `[pages, kv_heads, page_size, head_dim]`. `k_scale` and `v_scale` are float32
-    `[pages, kv_heads, page_size]`, one scale per token and head, where the pools are int8 or float8; else None.
+    `k` and `v` are `[pages, kv_heads, page_size, head_dim]`, or the `pool_shape` of that. `k_scale` and `v_scale` are
+    float32 `[pages, kv_heads, page_size]`, one scale per token and head, where the pools are int8 or float8; else None.
     """
 
     k: jax.Array
@@ -142,8 +142,13 @@ def pool_shape(pages: int, kv_heads: int, page_size: int, head_dim: int) -> tupl
     return (pages, kv_heads, page_size, head_dim)
 
 
+def tokens_of_a_row(head_dim: int, lanes: int) -> int:
+    """How many tokens share the last axis of a pool of unscaled values, `lanes` long; 0 if heads do not fit it."""
+    return 2 if (head_dim, lanes) == (64, 128) else int(head_dim == lanes)
+
+
 def plain(problem: Problem, pools: Pools) -> Pools:
-    """The pools with a row for each token."""
+    """The pools with a row for each token: for XLA to gather from, not to carry from layer to layer, or it copies."""
     shape = (problem.pages, problem.kv_heads, problem.page_size, problem.head_dim)
     return pools._replace(k=pools.k.reshape(shape), v=pools.v.reshape(shape))
 
@@ -175,8 +180,8 @@ def problem_of(
       ValueError: a shape, dtype or option that no backend could ever take; it names the argument and its value.
     """
     pages, kv_heads, page_rows, lanes = pools.k.shape
-    row_tokens = 2 if q.ndim == 3 and (q.shape[2], lanes) == (64, 128) and pools.k_scale is None else 1
-    if q.ndim != 3 or q.shape[2] * row_tokens != lanes:
+    row_tokens = 0 if q.ndim != 3 else tokens_of_a_row(q.shape[2], lanes)
+    if not row_tokens or (row_tokens > 1 and pools.k_scale is not None):
         raise ValueError(f"`q` is {list(q.shape)}; it must be [tokens, q_heads, {lanes}] to fit the pools.")
     tokens, q_heads, head_dim = q.shape
     page_size = page_rows * row_tokens

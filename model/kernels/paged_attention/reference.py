@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from model.kernels.paged_attention.problem import Pools, Problem, Ragged
+from model.kernels.paged_attention.problem import Pools, Problem, Ragged, plain
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -13,6 +13,7 @@ def unsupported(problem: Problem) -> str | None:
 
 def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tuple[jax.Array, jax.Array]:
     """Returns (out `[tokens, q_heads, head_dim]` in q's dtype, lse float32 `[tokens, q_heads]`)."""
+    pools = plain(problem, pools)
     token = jnp.arange(problem.tokens)
     row = jnp.searchsorted(ragged.query_starts, token, side="right") - 1
     owned = (row >= 0) & (row < problem.rows)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.kernels.paged_attention.problem import Pools, Problem, Ragged
+from model.kernels.paged_attention.problem import Pools, Problem, Ragged, plain
 
 _CHUNK = 256
 _QUERY_BLOCK = 128
@@ -27,7 +27,7 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
     """Returns (out `[tokens, q_heads, head_dim]` in q's dtype, lse float32 `[tokens, q_heads]`)."""
     return lax.platform_dependent(
         q,
-        pools,
+        plain(problem, pools),
         ragged,
         cpu=functools.partial(_one_row_at_a_time, problem, jnp.float32),
         default=functools.partial(_decode_rows_together, problem),

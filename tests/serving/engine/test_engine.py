@@ -227,11 +227,12 @@ def test_a_step_compiled_ahead_is_not_compiled_again(model: Transformer) -> None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_pool_is_never_copied(dtype: str) -> None:
+@pytest.mark.parametrize(("head_dim", "page_size"), [(16, 16), (64, 64), (128, 64)])
+def test_the_pool_is_never_copied(dtype: str, head_dim: int, page_size: int) -> None:
     if dtype == "bfloat16" and jax.__version_info__ < (0, 11) and (reason := cpu_library.unavailable()):
         pytest.skip(f"XLA:CPU of jax 0.10 widens a bfloat16 pool to read or write it, and ours cannot: {reason}")
-    sizes = dataclasses.replace(SIZES, num_pages=4096, page_size=16, kv_dtype=dtype)
-    config = dataclasses.replace(CONFIG, head_dim=16)
+    sizes = dataclasses.replace(SIZES, num_pages=4096, page_size=page_size, kv_dtype=dtype)
+    config = dataclasses.replace(CONFIG, head_dim=head_dim)
     runner = ModelRunner(config, Transformer(config, nnx.Rngs(0)), sizes)
     pool_bytes = runner.layout.page_bytes * runner.layout.num_pages
     for bucket in (Bucket(4, 0, 0), Bucket(0, 2, 24), Bucket(4, 2, 24)):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from model.kernels.paged_attention import target
 from model.kernels.paged_attention.mosaic_gpu import decode, device, prefill
 from model.kernels.paged_attention.mosaic_gpu.tiles import LEAST_SCALE, TILE, Tile
-from model.kernels.paged_attention.problem import Pools, Problem, Ragged
+from model.kernels.paged_attention.problem import Pools, Problem, Ragged, plain
 
 _DTYPES = ("bfloat16", "float16")
 _KV_DTYPES = ("int8", "float8_e4m3fn", "float8_e5m2")
@@ -57,6 +57,7 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
 
     On CPU the kernels are interpreted, with race detection: right and very slow.
     """
+    pools = plain(problem, pools)
     out, lse = decode.attend(tile_of(problem, decode_keys(problem)), decode_plan(problem), q, pools, ragged)
     if problem.max_query_len == 1:
         return out, lse

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from model.kernels.paged_attention import paged_attention, scales_shape, write_kv
+from model.kernels.paged_attention import paged_attention, pool_shape, scales_shape, write_and_attend
 from tests.model.kernels.paged_attention.cases import Batch, Cache, QuantizedCache
 
 
@@ -41,6 +41,7 @@ class Case:
 
 CASES = (
     Case("layers", layers=8),
+    Case("layers, heads of 64", layers=8, head_dim=64),
     Case("float16 with window and soft cap on h100", gpu="h100", dtype="float16", sliding_window=1000, soft_cap=30.0),
     Case("MHA, head_dim 64, page 128", q_heads=8, head_dim=64, page_size=128),
     Case("page 16", q_heads=32, page_size=16),
@@ -52,7 +53,7 @@ CASES = (
 
 
 def compile_case(case: Case) -> dict[str, int]:
-    """Bytes of one attention, or of a loop over `layers` that writes each layer's KV and attends it."""
+    """Bytes of one attention, or of `layers` in turn that write their KV and attend it."""
     described = (pathlib.Path(__file__).parent / f"{case.gpu}.txtpb").read_text()
     topology = topologies.get_topology_desc(platform="cuda", target_config=described, topology="1x1x1")
     mesh = Mesh(np.array(topology.devices), ("x",))
@@ -64,7 +65,7 @@ def compile_case(case: Case) -> dict[str, int]:
 
     q = like((case.tokens, case.q_heads, case.head_dim))
     shape = (max(case.layers, 1) * case.pages, case.kv_heads, case.page_size, case.head_dim)
-    pool = like(shape, case.kv_dtype or case.dtype)
+    pool = like(pool_shape(*shape) if case.layers else shape, case.kv_dtype or case.dtype)
     scale = () if case.kv_dtype is None else (like(scales_shape(*shape[:3]), jnp.float32),) * 2
     ragged = like((rows, 64), jnp.int32), like((rows,), jnp.int32), like((rows + 1,), jnp.int32)
     options = {"sliding_window": case.sliding_window, "soft_cap": case.soft_cap, "implementation": "mosaic_gpu"}
@@ -74,14 +75,13 @@ def compile_case(case: Case) -> dict[str, int]:
         return paged_attention(*batch, max_query_len=case.max_query_len, return_lse=True, **options)
 
     def layers(q, k, v, table, lengths, starts, slots):
-        def layer(carry, index):
-            q, k, v = carry
+        cache = Cache(k, v)
+        for layer in range(case.layers):
             new = q[:, : case.kv_heads]
-            k, v = write_kv(k, v, new, new, slots + index * case.pages * case.page_size)
-            out, _ = attend(q, k, v, table + index * case.pages, lengths, starts)
-            return (out, k, v), None
-
-        return jax.lax.scan(layer, (q, k, v), jnp.arange(case.layers))[0]
+            here = slots + layer * case.pages * case.page_size, cache, table + layer * case.pages, lengths, starts
+            q, *pools = write_and_attend(q, new, new, *here, max_query_len=case.max_query_len, **options)
+            cache = Cache(*pools)
+        return q, cache
 
     function, arguments = (attend, scale) if not case.layers else (layers, (like((case.tokens,), jnp.int32),))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from model.kernels.paged_attention import IMPLEMENTATIONS, cpu_library, merge, paged_attention, write_kv
+from model.kernels.paged_attention import IMPLEMENTATIONS, cpu_library, merge, paged_attention, pool_shape, write_kv
 from tests.model.kernels.paged_attention import cases
 
 
@@ -61,19 +61,21 @@ def test_tensor_parallel_equals_one_device(rng: np.random.Generator, implementat
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_writes_land_in_their_slots_and_padding_is_dropped(rng: np.random.Generator, dtype: str) -> None:
-    pages, heads, size, dim = 5, 2, 16, 64
+@pytest.mark.parametrize("size", [16, 32], ids=["a token a row", "two tokens a row"])
+def test_writes_land_in_their_slots_and_padding_is_dropped(rng: np.random.Generator, dtype: str, size: int) -> None:
+    pages, heads, dim = 5, 2, 64
     pools = [jnp.asarray(rng.standard_normal((pages, heads, size, dim)), dtype) for _ in range(2)]
     expected = [np.asarray(pool).copy() for pool in pools]
-    slots = np.array([3, -1, 79, 16, 31, -5], np.int32)
+    slots = np.array([3, -1, 5 * size - 1, size, 2 * size - 1, -5], np.int32)
     new = [jnp.asarray(rng.standard_normal((6, heads, dim)), jnp.float32) for _ in range(2)]
     for pool, x in zip(expected, new, strict=True):
         for token, slot in enumerate(slots):
             if slot >= 0:
                 pool[slot // size, :, slot % size] = np.asarray(x[token].astype(dtype))
-    written = jax.jit(write_kv, donate_argnums=(0, 1))(*pools, *new, jnp.asarray(slots))
+    kept = [pool.reshape(pool_shape(*pool.shape)) for pool in pools]
+    written = jax.jit(write_kv, donate_argnums=(0, 1))(*kept, *new, jnp.asarray(slots))
     for pool, result in zip(expected, written, strict=True):
-        np.testing.assert_array_equal(pool, np.asarray(result))
+        np.testing.assert_array_equal(pool, np.asarray(result).reshape(pool.shape))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

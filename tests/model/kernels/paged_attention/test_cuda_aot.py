@@ -71,9 +71,10 @@ def test_no_spills_and_shared_memory_fits(case, compiled) -> None:
         assert decode + 2048 <= 228 * 1024 // 2 + 1024
 
 
-def test_layers_write_and_attend_in_place(compiled) -> None:
-    """Temporary bytes are tiles of queries, a twentieth of the pool: no layer copies the pool."""
-    size = compiled["layers"][0]
+@pytest.mark.parametrize("case", [case.name for case in CASES if case.layers])
+def test_layers_write_and_attend_in_place(case: str, compiled) -> None:
+    """Temporary bytes are tiles of queries, a twentieth of the pools: no layer copies them."""
+    size = compiled[case][0]
     assert size["temp"] < size["pool"] / 20
 
 
