@@ -13,7 +13,7 @@ _LANES = {"float32": 16, "bfloat16": 32}
 
 def rows_it_wins(weights: jax.Array) -> int:
     """The most rows (of a block) for which this backend is faster than XLA's matrix product (model/NOTES.md)."""
-    if weights.dtype == jnp.bfloat16 and cpu_library.has_amx():
+    if weights.dtype == jnp.bfloat16 and cpu_library.multiplies_bfloat16():
         return 128
     if weights.shape[0] > 1:
         return 64  # XLA copies a weight out of several, on jax 0.10 all of them.

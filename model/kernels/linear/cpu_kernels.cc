@@ -25,6 +25,7 @@ namespace {
 
 constexpr int64_t kDepth = 1024;       // a slice of k: eight weight rows and as many of x stay in L2
 constexpr int kColumns = 8;            // weight rows that go together
+constexpr int kReadAlone = 2;          // rows of x up to which the CPU prefetches well enough itself
 constexpr int kLineBytes = 64;         // of the caches, and what a row is a multiple of
 constexpr int64_t kTaskBytes = 1 << 17;
 constexpr int64_t kAloneBytes = 1 << 18;  // a smaller weight is not worth waking a thread
@@ -62,7 +63,7 @@ inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t 
     decltype(LoadFactors(x)) xs[MR];
     for (int r = 0; r < MR; ++r) xs[r] = LoadFactors(x + r * size + i);
     for (int c = 0; c < NR; ++c) {
-      if (kStep == kLine || i % kLine == 0)
+      if (o.rows > kReadAlone && (kStep == kLine || i % kLine == 0))
         _mm_prefetch(reinterpret_cast<const char*>(ahead + c * size + (i >> shift)), _MM_HINT_T0);
       const auto w = LoadFactors(weight + c * size + i);
       for (int r = 0; r < MR; ++r) sums[r * NR + c] = halfmoon::MultiplyAdd(w, xs[r], sums[r * NR + c]);

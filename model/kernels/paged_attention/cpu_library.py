@@ -49,9 +49,9 @@ def unavailable() -> str | None:
     return None
 
 
-def has_amx() -> bool:
-    """Whether the kernels multiply bfloat16 on AMX tiles."""
-    return unavailable() is None and "amx_bf16" in _cpu_flags()
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has products of bfloat16 for the kernels: those of AVX-512, or AMX tiles."""
+    return unavailable() is None and not _cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def has_avx512() -> bool:
