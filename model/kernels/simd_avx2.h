@@ -33,6 +33,12 @@ inline Floats Load(const F8E4M3* p) {
   return _mm256_mul_ps(_mm256_cvtph_ps(_mm_or_si128(sign, rest)), _mm256_set1_ps(256.0f));
 }
 
+inline Floats Held(Floats x) {
+  asm("" : "+x"(x));
+  return x;
+}
+inline __m256i Held(__m256i x) { return x; }  // pairs and what is made of them are too many for the registers
+
 inline void Store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
 inline void Store(F16* p, Floats x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

@@ -37,6 +37,13 @@ inline Floats Load(const F8E4M3* p) {  // a float16 with its exponent bias 8 too
   return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256.0f));
 }
 
+// The vector, in a register: compilers load it again for each product, and then products wait for loads.
+template <typename Vector>
+inline Vector Held(Vector x) {
+  asm("" : "+v"(x));
+  return x;
+}
+
 inline void Store(float* p, Floats x) { _mm512_storeu_ps(p, x); }
 inline void Store(F16* p, Floats x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

@@ -25,7 +25,6 @@ namespace {
 
 constexpr int64_t kDepth = 1024;       // a slice of k: eight weight rows and as many of x stay in L2
 constexpr int kColumns = 8;            // weight rows that go together
-constexpr int kReadAlone = 2;          // rows of x up to which the CPU prefetches well enough itself
 constexpr int kLineBytes = 64;         // of the caches, and what a row is a multiple of
 constexpr int64_t kTaskBytes = 1 << 17;
 constexpr int64_t kAloneBytes = 1 << 18;  // a smaller weight is not worth waking a thread
@@ -48,24 +47,23 @@ struct Operands {
   int64_t rows, size, columns;  // x [rows, size], weight [columns, size], out [rows, columns]
 };
 
-// NR * MR <= kLanes dot products of `depth` elements from (m, n, k) on. Each of the ceil(rows / 4) tiles that share the
-// weight rows prefetches its part of the next ones, so that memory and arithmetic overlap; a line too much is harmless.
-template <typename T, int NR, int MR>
-inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t depth) {
+// NR * MR <= kLanes dot products of `depth` elements from (m, n, k) on. Meanwhile kAhead weight rows are prefetched, from
+// `ahead` on; those past the end of the weight are harmless.
+template <typename T, int NR, int MR, int kAhead>
+inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t depth, const T* ahead) {
   constexpr int kStep = kLanes * sizeof(float) / sizeof(T), kLine = kLineBytes / sizeof(T);
   const int64_t size = o.size;
   const T *x = o.x + m * size + k, *weight = o.weight + n * size + k;
-  const int shift = o.rows <= 4 ? 0 : o.rows <= 8 ? 1 : 2;
-  const T* ahead = weight + kColumns * size + (m / 4) * (depth >> shift);
   Floats sums[kLanes];
   for (Floats& sum : sums) sum = halfmoon::Zero();
   for (int64_t i = 0; i < depth; i += kStep) {
+    if (kStep == kLine || i % kLine == 0)
+      for (int c = 0; c < kAhead; ++c)
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + c * size + i), _MM_HINT_T0);
     decltype(LoadFactors(x)) xs[MR];
-    for (int r = 0; r < MR; ++r) xs[r] = LoadFactors(x + r * size + i);
+    for (int r = 0; r < MR; ++r) xs[r] = halfmoon::Held(LoadFactors(x + r * size + i));
     for (int c = 0; c < NR; ++c) {
-      if (o.rows > kReadAlone && (kStep == kLine || i % kLine == 0))
-        _mm_prefetch(reinterpret_cast<const char*>(ahead + c * size + (i >> shift)), _MM_HINT_T0);
-      const auto w = LoadFactors(weight + c * size + i);
+      const auto w = halfmoon::Held(LoadFactors(weight + c * size + i));
       for (int r = 0; r < MR; ++r) sums[r * NR + c] = halfmoon::MultiplyAdd(w, xs[r], sums[r * NR + c]);
     }
   }
@@ -77,23 +75,40 @@ inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t 
   }
 }
 
-// MR rows of x times NR weight rows.
-template <typename T, int NR, int MR>
+// MR rows of x times NR weight rows. Of the tiles that share weight rows the first kShares prefetch the next ones, each
+// its part, so that memory and arithmetic overlap; with kShares 0 that is left to the CPU.
+template <typename T, int NR, int MR, int kShares>
 inline void Tiles(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t depth) {
-  constexpr int kTogether = TileColumns(NR, MR);
-  for (int c = 0; c < NR; c += kTogether) Tile<T, kTogether, MR>(o, m, n + c, k, depth);
+  constexpr int kTogether = TileColumns(NR, MR), kSharing = std::min(kShares, kTogether);
+  constexpr int kAhead = kTogether / std::max(kSharing, 1);
+  const int64_t share = m / 4;
+  for (int64_t c = n; c < n + NR; c += kTogether) {
+    const T* ahead = o.weight + (c + kColumns + share * kAhead) * o.size + k;
+    if (share < kSharing)
+      Tile<T, kTogether, MR, kAhead>(o, m, c, k, depth, ahead);
+    else
+      Tile<T, kTogether, MR, 0>(o, m, c, k, depth, ahead);
+  }
 }
 
 // All rows of x times NR weight rows, from k on.
-template <typename T, int NR>
+template <typename T, int NR, int kShares>
 inline void Rows(const Operands<T>& o, int64_t n, int64_t k, int64_t depth) {
   int64_t m = 0;
-  for (; m + 4 <= o.rows; m += 4) Tiles<T, NR, 4>(o, m, n, k, depth);
+  for (; m + 4 <= o.rows; m += 4) Tiles<T, NR, 4, kShares>(o, m, n, k, depth);
   switch (o.rows - m) {
-    case 1: return Tiles<T, NR, 1>(o, m, n, k, depth);
-    case 2: return Tiles<T, NR, 2>(o, m, n, k, depth);
-    case 3: return Tiles<T, NR, 3>(o, m, n, k, depth);
+    case 1: return Tiles<T, NR, 1, kShares>(o, m, n, k, depth);
+    case 2: return Tiles<T, NR, 2, kShares>(o, m, n, k, depth);
+    case 3: return Tiles<T, NR, 3, kShares>(o, m, n, k, depth);
   }
+}
+
+template <typename T, int NR>
+inline void Rows(const Operands<T>& o, int64_t n, int64_t k, int64_t depth) {
+  if (o.rows <= 2) return Rows<T, NR, 0>(o, n, k, depth);  // memory is read fastest where nothing else loads
+  if (o.rows <= 4) return Rows<T, NR, 1>(o, n, k, depth);
+  if (o.rows <= 12) return Rows<T, NR, 2>(o, n, k, depth);
+  Rows<T, NR, 4>(o, n, k, depth);
 }
 
 template <typename T>
