@@ -179,9 +179,12 @@ def test_logprobs_cost_nothing_unless_asked():
     assert samples.logprob is samples.top_ids is samples.top_logprobs is None
 
 
-def test_greedy_takes_the_first_of_equals():
-    logits = jnp.array([[0.0, 2.0, 2.0, 1.0], [-1.0, -1.0, -1.0, -2.0]])
-    np.testing.assert_array_equal(greedy(logits), [1, 0])
+@pytest.mark.parametrize("vocab_size", [1, 4, 127, 128, 300, 1024])
+def test_greedy_takes_the_first_of_equals(rng: np.random.Generator, vocab_size: int):
+    """Few different values, so that equals stand in one block of the vocabulary and in several."""
+    logits = rng.integers(-3, 0, (20, vocab_size)).astype(np.float32)
+    logits[0] = -np.inf
+    np.testing.assert_array_equal(jax.jit(greedy)(logits), np.argmax(logits, axis=-1))
 
 
 def test_nothing_sorts_the_vocabulary():
