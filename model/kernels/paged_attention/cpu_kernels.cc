@@ -479,19 +479,65 @@ void InterleaveKeys(const Segment<BF16>& s, int head_dim, uint32_t* keys, const 
   }
 }
 
+// Interleaves the numbers of two vectors: the first 32 and, in `high`, the last 32 of them.
+struct Interleaved {
+  __m512i low, high;
+
+  Interleaved(__m512i x, __m512i y) {
+    const __m512i i = _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m512i first = _mm512_or_si512(i, _mm512_slli_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(32)), 16));
+    low = _mm512_permutex2var_epi16(x, first, y);
+    high = _mm512_permutex2var_epi16(x, _mm512_add_epi16(first, _mm512_set1_epi16(16)), y);
+  }
+};
+
+// 32 numbers, from d on, of the values of tokens t and t + 1; zeros where a segment has no such token.
+inline Interleaved ValuePairs(const Segment<BF16>& s, int head_dim, int t, int d) {
+  const BF16* v = s.v + t * head_dim + d;
+  return {_mm512_loadu_si512(v), t + 1 < s.count ? _mm512_loadu_si512(v + head_dim) : _mm512_setzero_si512()};
+}
+
 void InterleaveValues(const Segment<BF16>& s, int head_dim, uint32_t* values, const BF16* ahead) {
-  const __m512i low = _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  const __m512i low_index = _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(32)), 16));
-  const __m512i high_index = _mm512_add_epi16(low_index, _mm512_set1_epi16(16));
   for (int t = 0; t < s.count; t += 2) {
     uint32_t* pair = values + (s.offset + t) / 2 * head_dim;
     for (int d = 0; d < head_dim; d += 32) {
-      const __m512i x = _mm512_loadu_si512(s.v + t * head_dim + d);
-      const __m512i y = t + 1 < s.count ? _mm512_loadu_si512(s.v + (t + 1) * head_dim + d) : _mm512_setzero_si512();
-      _mm512_storeu_si512(pair + d, _mm512_permutex2var_epi16(x, low_index, y));
-      _mm512_storeu_si512(pair + d + 16, _mm512_permutex2var_epi16(x, high_index, y));
+      const Interleaved x = ValuePairs(s, head_dim, t, d);
+      _mm512_storeu_si512(pair + d, x.low);
+      _mm512_storeu_si512(pair + d + 16, x.high);
       Prefetch<2 * 32 * sizeof(BF16)>(ahead + t * head_dim + d * 2);
     }
+  }
+}
+
+// Adds a segment's weighted values to the sums of MR queries, without a copy of them: worth it for few queries.
+template <int MR>
+void AddValues(const uint16_t* weights, const Segment<BF16>& s, int head_dim, float* out, const BF16* ahead) {
+  for (int d = 0; d < head_dim; d += 64) {
+    Floats sum[MR][4];
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < 4; ++j) sum[i][j] = Load(out + i * head_dim + d + 16 * j);
+    for (int t = 0; t < s.count; t += 2) {
+      const Interleaved x = ValuePairs(s, head_dim, t, d), y = ValuePairs(s, head_dim, t, d + 32);
+      const __m512bh row[4] = {(__m512bh)x.low, (__m512bh)x.high, (__m512bh)y.low, (__m512bh)y.high};
+      Prefetch<2 * 64 * sizeof(BF16)>(ahead + t * head_dim + d * 2);
+      for (int i = 0; i < MR; ++i) {
+        int pair;
+        std::memcpy(&pair, weights + i * kTile + s.offset + t, sizeof(pair));
+        for (int j = 0; j < 4; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], (__m512bh)_mm512_set1_epi32(pair), row[j]);
+      }
+    }
+    for (int i = 0; i < MR; ++i)
+      for (int j = 0; j < 4; ++j) Store(out + i * head_dim + d + 16 * j, sum[i][j]);
+  }
+}
+
+void AddValues(const uint16_t* weights, const Segment<BF16>& s, int head_dim, float* out, int rows, const BF16* ahead) {
+  for (; rows >= 4; rows -= 4, weights += 4 * kTile, out += 4 * head_dim)
+    AddValues<4>(weights, s, head_dim, out, ahead);
+  switch (rows) {
+    case 1: return AddValues<1>(weights, s, head_dim, out, ahead);
+    case 2: return AddValues<2>(weights, s, head_dim, out, ahead);
+    case 3: return AddValues<3>(weights, s, head_dim, out, ahead);
   }
 }
 
@@ -500,7 +546,8 @@ void AttendTilePairs(const Attention& a, const Task& task, int from, int to, con
   Segment<BF16> segments[kTile];
   const int n = Segments(a, task, from, to, segments);
   const int rows = task.count * a.group, dim = a.head_dim, keys = to - from;
-  if (kUnit == Unit::kPairs && rows <= kFewRows) {
+  const bool few = kUnit == Unit::kPairs && rows <= kFewRows;
+  if (few) {
     for (int i = 0; i < n; ++i)
       DotKeys<Unit::kPairs>(x.q16, segments[i], dim, x.scores, rows, ahead.Like(segments, i).k);
   } else {
@@ -510,6 +557,11 @@ void AttendTilePairs(const Attention& a, const Task& task, int from, int to, con
   WeighTile(a, task, from, to, x);
   for (int i = 0; i < rows * kTile; i += 16)
     Store(reinterpret_cast<BF16*>(x.weights16 + i), Load(x.scores + i));
+  if (few) {
+    for (int i = 0; i < n; ++i)
+      AddValues(x.weights16, segments[i], dim, x.out, rows, ahead.Like(segments, i).v);
+    return;
+  }
   for (int i = 0; i < n; ++i) InterleaveValues(segments[i], dim, x.values16, ahead.Like(segments, i).v);
   // Weights past the last key are 0, but what they multiply must be finite.
   std::fill(x.values16 + (keys + 1) / 2 * dim, x.values16 + (keys + 31) / 32 * 16 * dim, 0);
