@@ -63,7 +63,8 @@ inline void Tile(const Operands<T>& o, int64_t m, int64_t n, int64_t k, int64_t 
     decltype(LoadFactors(x)) xs[MR];
     for (int r = 0; r < MR; ++r) xs[r] = halfmoon::Held(LoadFactors(x + r * size + i));
     for (int c = 0; c < NR; ++c) {
-      const auto w = halfmoon::Held(LoadFactors(weight + c * size + i));
+      auto w = LoadFactors(weight + c * size + i);
+      if constexpr (MR > 1) w = halfmoon::Held(w);  // a factor of one product is loaded by it
       for (int r = 0; r < MR; ++r) sums[r * NR + c] = halfmoon::MultiplyAdd(w, xs[r], sums[r * NR + c]);
     }
   }
