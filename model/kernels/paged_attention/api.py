@@ -149,7 +149,7 @@ def write_and_attend(
     )
     if problem.quantized:
         raise ValueError(f"`cache` holds {problem.kv_dtype}; only pools of unscaled values can be written here.")
-    new = _new_kv(pools.k, pools.v, k, v, slots)
+    new = _new_kv(pools.k, pools.v, k, v, slots, problem.head_dim)
 
     out, written = _write_and_attend(_choices(problem, implementation), q, new, slots, pools, ragged)
     return out, written.k, written.v
@@ -170,15 +170,18 @@ def write_kv(
     Returns:
       The two pools.
     """
-    return _write(cache_k, cache_v, _new_kv(cache_k, cache_v, k, v, slots), slots)
+    lanes = cache_k.shape[3]
+    head_dim = k.shape[-1] if tokens_of_a_row(k.shape[-1], lanes) else lanes
+    return _write(cache_k, cache_v, _new_kv(cache_k, cache_v, k, v, slots, head_dim), slots)
 
 
-def _new_kv(cache_k: jax.Array, cache_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array) -> NewKV:
+def _new_kv(
+    cache_k: jax.Array, cache_v: jax.Array, k: jax.Array, v: jax.Array, slots: jax.Array, head_dim: int
+) -> NewKV:
     """`k` and `v` in the pools' dtypes, checked to fit pools and slots."""
     for name, x, pool in (("k", k, cache_k), ("v", v, cache_v)):
-        expected = [slots.shape[0], pool.shape[1]]
-        if x.ndim != 3 or [*x.shape[:2]] != expected or not tokens_of_a_row(x.shape[2], pool.shape[3]):
-            expected += [pool.shape[3]]
+        expected = [slots.shape[0], pool.shape[1], head_dim]
+        if [*x.shape] != expected:
             raise ValueError(f"`{name}` is {list(x.shape)}; for these slots and pools it must be {expected}.")
     return NewKV(k.astype(cache_k.dtype), v.astype(cache_v.dtype))
 

@@ -9,7 +9,7 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
-from model.kernels.paged_attention import cpu_library, pool_shape, write_and_attend
+from model.kernels.paged_attention import cpu_library, pool_shape, write_and_attend, write_kv
 from model.kernels.paged_attention.pallas_tpu import stream
 from tests.model.kernels.paged_attention import cases
 
@@ -111,6 +111,21 @@ def test_copies_to_and_from_the_pools_do_not_race(monkeypatch, lengths: list[int
     batch = cases.build(cases.Shape(head_dim=128, q_heads=2, kv_heads=1), lengths, queries)
     check(batch, max(queries), implementation="pallas_tpu", sliding_window=20, soft_cap=3.0)
     assert interpret_pallas_call.races is None or not interpret_pallas_call.races.races_found
+
+
+def test_new_tokens_of_another_size_are_refused() -> None:
+    """Heads of 128 would fit rows that two heads of 64 share; they must not be taken for one token."""
+    batch = cases.build(cases.Shape(page_size=32, max_pages=3), *DECODE)
+    slots, (k, v) = new_tokens(batch)
+    kept = cases.Cache(*(pool.reshape(pool_shape(*pool.shape)) for pool in batch.cache))
+    wide = jnp.concatenate([k, k], axis=-1)
+    for name, pair in (("k", (wide, wide)), ("v", (k, wide)), ("k", (k[..., 0], v))):
+        with pytest.raises(ValueError, match=rf"`{name}` is .*; for these slots and pools it must be .*, 64\]"):
+            write_and_attend(batch.q, *pair, jnp.asarray(slots), kept, *batch[2:], max_query_len=1)
+    with pytest.raises(ValueError, match=r"`v` is .*, 128\]; for these slots and pools it must be .*, 64\]"):
+        write_kv(*kept, k, wide, jnp.asarray(slots))
+    with pytest.raises(ValueError, match=r"`k` is .*, 32\]; for these slots and pools it must be .*, 128\]"):
+        write_kv(*kept, k[..., :32], v, jnp.asarray(slots))
 
 
 def test_pools_with_scales_are_refused() -> None:
