@@ -352,15 +352,16 @@ void AttendTile(const Attention& a, const Task& task, int from, int to, const Ah
 
 #ifdef __AVX512BF16__
 
-// C[MR, 64] (+)= A[MR, depth] B[depth, 64], B with pairs of rows interleaved; strides in elements, depth even.
-template <int MR, bool kAdd>
-inline void PairMicro(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int depth) {
+// C[MR, 64] (+)= A[MR, depth] B[depth, 64]; strides in elements. `load_rows(d, row)` gives rows d and d + 1 of B,
+// interleaved; one past the last is 0.
+template <int MR, bool kAdd, typename LoadRows>
+inline void PairMicro(const uint16_t* a, int lda, const LoadRows& load_rows, float* c, int ldc, int depth) {
   __m512 sum[MR][4];
   for (int i = 0; i < MR; ++i)
     for (int j = 0; j < 4; ++j) sum[i][j] = kAdd ? _mm512_loadu_ps(c + i * ldc + 16 * j) : _mm512_setzero_ps();
-  for (int d = 0; d < depth; d += 2, b += ldb) {
+  for (int d = 0; d < depth; d += 2) {
     __m512bh row[4];
-    for (int j = 0; j < 4; ++j) row[j] = (__m512bh)_mm512_loadu_si512(b + 16 * j);
+    load_rows(d, row);
     for (int i = 0; i < MR; ++i) {
       int pair;
       std::memcpy(&pair, a + i * lda + d, sizeof(pair));
@@ -372,20 +373,28 @@ inline void PairMicro(const uint16_t* a, int lda, const uint32_t* b, int ldb, fl
     for (int j = 0; j < 4; ++j) _mm512_storeu_ps(c + i * ldc + 16 * j, sum[i][j]);
 }
 
-template <bool kAdd>
-void PairProduct(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int rows, int depth) {
-  depth += depth & 1;
+template <bool kAdd, typename LoadRows>
+void PairProduct(const uint16_t* a, int lda, const LoadRows& load_rows, float* c, int ldc, int rows, int depth) {
   int i = 0;
-  for (; i + 6 <= rows; i += 6) PairMicro<6, kAdd>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, depth);
+  for (; i + 6 <= rows; i += 6) PairMicro<6, kAdd>(a + i * lda, lda, load_rows, c + i * ldc, ldc, depth);
   a += i * lda;
   c += i * ldc;
   switch (rows - i) {
-    case 1: return PairMicro<1, kAdd>(a, lda, b, ldb, c, ldc, depth);
-    case 2: return PairMicro<2, kAdd>(a, lda, b, ldb, c, ldc, depth);
-    case 3: return PairMicro<3, kAdd>(a, lda, b, ldb, c, ldc, depth);
-    case 4: return PairMicro<4, kAdd>(a, lda, b, ldb, c, ldc, depth);
-    case 5: return PairMicro<5, kAdd>(a, lda, b, ldb, c, ldc, depth);
+    case 1: return PairMicro<1, kAdd>(a, lda, load_rows, c, ldc, depth);
+    case 2: return PairMicro<2, kAdd>(a, lda, load_rows, c, ldc, depth);
+    case 3: return PairMicro<3, kAdd>(a, lda, load_rows, c, ldc, depth);
+    case 4: return PairMicro<4, kAdd>(a, lda, load_rows, c, ldc, depth);
+    case 5: return PairMicro<5, kAdd>(a, lda, load_rows, c, ldc, depth);
   }
+}
+
+// The same for B that lies in memory with its rows interleaved.
+template <bool kAdd>
+void PairProduct(const uint16_t* a, int lda, const uint32_t* b, int ldb, float* c, int ldc, int rows, int depth) {
+  const auto load_rows = [=](int d, __m512bh* row) {
+    for (int j = 0; j < 4; ++j) row[j] = (__m512bh)_mm512_loadu_si512(b + d / 2 * ldb + 16 * j);
+  };
+  PairProduct<kAdd>(a, lda, load_rows, c, ldc, rows, depth);
 }
 
 #endif
@@ -509,35 +518,17 @@ void InterleaveValues(const Segment<BF16>& s, int head_dim, uint32_t* values, co
   }
 }
 
-// Adds a segment's weighted values to the sums of MR queries, without a copy of them: worth it for few queries.
-template <int MR>
-void AddValues(const uint16_t* weights, const Segment<BF16>& s, int head_dim, float* out, const BF16* ahead) {
-  for (int d = 0; d < head_dim; d += 64) {
-    Floats sum[MR][4];
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < 4; ++j) sum[i][j] = Load(out + i * head_dim + d + 16 * j);
-    for (int t = 0; t < s.count; t += 2) {
-      const Interleaved x = ValuePairs(s, head_dim, t, d), y = ValuePairs(s, head_dim, t, d + 32);
-      const __m512bh row[4] = {(__m512bh)x.low, (__m512bh)x.high, (__m512bh)y.low, (__m512bh)y.high};
-      Prefetch<2 * 64 * sizeof(BF16)>(ahead + t * head_dim + d * 2);
-      for (int i = 0; i < MR; ++i) {
-        int pair;
-        std::memcpy(&pair, weights + i * kTile + s.offset + t, sizeof(pair));
-        for (int j = 0; j < 4; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], (__m512bh)_mm512_set1_epi32(pair), row[j]);
-      }
-    }
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < 4; ++j) Store(out + i * head_dim + d + 16 * j, sum[i][j]);
-  }
-}
-
+// Adds a segment's weighted values to the sums of some queries, without a copy of them: worth it for few queries.
 void AddValues(const uint16_t* weights, const Segment<BF16>& s, int head_dim, float* out, int rows, const BF16* ahead) {
-  for (; rows >= 4; rows -= 4, weights += 4 * kTile, out += 4 * head_dim)
-    AddValues<4>(weights, s, head_dim, out, ahead);
-  switch (rows) {
-    case 1: return AddValues<1>(weights, s, head_dim, out, ahead);
-    case 2: return AddValues<2>(weights, s, head_dim, out, ahead);
-    case 3: return AddValues<3>(weights, s, head_dim, out, ahead);
+  for (int d = 0; d < head_dim; d += 64) {
+    const auto load_rows = [=, &s](int t, __m512bh* row) {
+      for (int j = 0; j < 2; ++j) {
+        const Interleaved x = ValuePairs(s, head_dim, t, d + 32 * j);
+        row[2 * j] = (__m512bh)x.low, row[2 * j + 1] = (__m512bh)x.high;
+      }
+      Prefetch<2 * 64 * sizeof(BF16)>(ahead + t * head_dim + d * 2);
+    };
+    PairProduct<true>(weights + s.offset, kTile, load_rows, out + d, head_dim, rows, s.count);
   }
 }
 
