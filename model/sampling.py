@@ -24,8 +24,7 @@ Array = jax.Array | np.ndarray
 
 # Stop ids of a request and of the model share one array; the model's own eos ids have this much room.
 MAX_EOS_IDS = 8
-_CDF_BLOCK = 256
-_ARGMAX_BLOCK = 128
+_BLOCK = 256
 
 
 @jax.tree_util.register_dataclass
@@ -146,12 +145,10 @@ def greedy(logits: jax.Array) -> jax.Array:
 
     XLA's CPU argmax is a scalar loop, 40 times slower than to take the maximum of blocks and to look into the best.
     """
-    rows, vocab_size = logits.shape
-    padded = lax.pad(logits, jnp.array(-jnp.inf, logits.dtype), ((0, 0, 0), (0, -vocab_size % _ARGMAX_BLOCK, 0)))
-    blocks = padded.reshape(rows, -1, _ARGMAX_BLOCK)
+    blocks = _blocks(logits, -jnp.inf)
     best = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
-    inside = jnp.argmax(jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0], axis=-1)
-    return (best * _ARGMAX_BLOCK + inside).astype(jnp.int32)
+    place = jnp.argmax(_inside(blocks, best), axis=-1)
+    return (best * _BLOCK + place).astype(jnp.int32)
 
 
 def sample(
@@ -277,17 +274,26 @@ def _invert_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
         weights: float32 [R, V], none negative, some positive in every row.
         uniform: float32 [R] in [0, 1).
     """
-    rows, vocab_size = weights.shape
-    padding = -vocab_size % _CDF_BLOCK
-    blocks = jnp.pad(weights, ((0, 0), (0, padding))).reshape(rows, -1, _CDF_BLOCK)
+    blocks = _blocks(weights, 0)
     mass = jnp.sum(blocks, axis=-1)
     cumulative = jnp.cumsum(mass, axis=-1)
     target = uniform * cumulative[:, -1]
-    block = _first_above(cumulative, mass, target)[:, None]
-    before = jnp.take_along_axis(cumulative - mass, block, axis=1)[:, 0]
-    inside = jnp.take_along_axis(blocks, block[:, :, None], axis=1)[:, 0]
+    block = _first_above(cumulative, mass, target)
+    before = jnp.take_along_axis(cumulative - mass, block[:, None], axis=1)[:, 0]
+    inside = _inside(blocks, block)
     place = _first_above(jnp.cumsum(inside, axis=-1), inside, target - before)
-    return block[:, 0] * _CDF_BLOCK + place
+    return block * _BLOCK + place
+
+
+def _blocks(x: jax.Array, fill: float) -> jax.Array:
+    """The vocabulary in blocks: [R, V] -> [R, B, _BLOCK], the last one filled up."""
+    padding = ((0, 0), (0, -x.shape[1] % _BLOCK))
+    return jnp.pad(x, padding, constant_values=fill).reshape(x.shape[0], -1, _BLOCK)
+
+
+def _inside(blocks: jax.Array, index: jax.Array) -> jax.Array:
+    """One block of each row: [R, B, _BLOCK] at int [R] -> [R, _BLOCK]."""
+    return jnp.take_along_axis(blocks, index[:, None, None], axis=1)[:, 0]
 
 
 def _first_above(cumulative: jax.Array, weights: jax.Array, target: Array) -> jax.Array:
