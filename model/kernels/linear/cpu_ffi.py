@@ -13,7 +13,8 @@ _LANES = {"float32": 16, "bfloat16": 32}
 
 def rows_it_wins(weights: jax.Array) -> int:
     """The most rows (of a block) for which this backend is faster than XLA's matrix product (model/NOTES.md)."""
-    if cpu_library.multiplies_bfloat16() if weights.dtype == jnp.bfloat16 else cpu_library.has_avx512():
+    widest = cpu_library.multiplies_bfloat16 if weights.dtype == jnp.bfloat16 else cpu_library.has_avx512
+    if widest():
         return 128
     return 64 if weights.shape[0] > 1 else 16  # XLA copies a weight out of several, on jax 0.10 all of them
 
