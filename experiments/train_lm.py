@@ -90,10 +90,11 @@ class _Progress:
     """A live line with the loss of the last steps and the last held-out score."""
 
     def __init__(self, steps: int) -> None:
+        self._steps = steps
         self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True)
 
     def __call__(self, step: int, state: TrainState) -> None:
-        if step % 10 and step < self._bar.total:
+        if step % 10 and step < self._steps:
             return
         scores = np.asarray(state.scores)
         scored = scores[np.isfinite(scores)]
@@ -102,7 +103,7 @@ class _Progress:
             f"loss {np.asarray(state.losses)[max(0, step - 10) : step].mean():.3f}, held-out bits/byte {held_out}"
         )
         self._bar.update(step - self._bar.n)
-        if step == self._bar.total:
+        if step == self._steps:
             self._bar.close()
 
 
