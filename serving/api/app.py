@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from model.tokenizer import Tokenizer
-from serving.api.answers import Services
 from serving.api.errors import ApiError, install_error_handlers
+from serving.api.handlers import Services
 from serving.api.metrics import ServerMetrics
 from serving.api.routes import generation_routes, model_routes, token_routes
 from serving.api.worker import EngineWorker, ServedEngine

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from model.chat_template import ChatTemplateError
 from model.sampling_params import SamplingParams
 from model.tokenizer import Tokenizer
-from serving.api.bodies import ChatBody, CompletionBody, GenerationBody, Message
 from serving.api.errors import ApiError, invalid
+from serving.api.schemas import ChatBody, CompletionBody, GenerationBody, Message
 from serving.engine.types import Request
 
 

@@ -8,9 +8,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from serving.api.answers import Services, answer
-from serving.api.bodies import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
 from serving.api.errors import ApiError, invalid
+from serving.api.handlers import Services, answer
 from serving.api.prompts import (
     apply_template,
     chat_prompt,
@@ -20,7 +19,8 @@ from serving.api.prompts import (
     encode,
     engine_requests,
 )
-from serving.api.rendering import AnswerHead, ChatRenderer, CompletionRenderer
+from serving.api.responses import AnswerHead, ChatRenderer, CompletionRenderer
+from serving.api.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
 
 # What OpenAI generates where a completion does not say how much.
 _COMPLETION_MAX_TOKENS = 16

@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from model.tokenizer import Tokenizer
-from serving.api.bodies import GenerationBody
+from serving.api.detokenize import TextDelta, joined, text_deltas
 from serving.api.errors import ApiError, invalid
-from serving.api.generation import TextDelta, joined, text_deltas
 from serving.api.metrics import ServerMetrics
-from serving.api.rendering import Renderer, usage
+from serving.api.responses import Renderer, usage
+from serving.api.schemas import GenerationBody
 from serving.api.streams import Submission
 from serving.api.worker import EngineFailedError, EngineWorker, QueueFullError
 from serving.engine.errors import RequestRefusedError

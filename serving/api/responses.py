@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from model.tokenizer import Tokenizer
-from serving.api.generation import TextDelta
+from serving.api.detokenize import TextDelta
 from serving.engine.types import TokenEvent
 
 
