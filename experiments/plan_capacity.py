@@ -19,7 +19,7 @@ from serving.conductor import SLO, ConductorConfig
 from serving.conductor.admission import ADMISSIONS
 from serving.conductor.errors import ConductorError
 from serving.conductor.placement import PLACEMENTS
-from serving.simulator.capacity import CapacitySearch, Kit, Sizing, sizing_row
+from serving.planning.capacity import CapacitySearch, Kit, Sizing, sizing_row
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import named_performance
 from serving.workload.errors import TraceError

@@ -26,8 +26,8 @@ from experiments.common.plots import save_curves
 from experiments.common.results import print_table, start_meta, write_result
 from model.config import UnsupportedModelError
 from serving.conductor import SLO
-from serving.simulator.confirm import Confirmation, confirm
-from serving.simulator.trace_goal import trace_goal
+from serving.planning.confirm import Confirmation, confirm
+from serving.planning.trace_goal import trace_goal
 from serving.workload.errors import TraceError
 from serving.workload.requests import Trace
 from serving.workload.traces import read_trace

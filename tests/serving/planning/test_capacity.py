@@ -7,7 +7,7 @@ import random
 import pytest
 
 from serving.conductor import SLO, ConductorConfig
-from serving.simulator.capacity import CapacitySearch, Kit, Sizing
+from serving.planning.capacity import CapacitySearch, Kit, Sizing
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import mooncake_a800
 from tests.serving.simulator.test_equivalence import random_trace

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from serving.conductor import ConductorConfig
+from serving.planning.confirm import Trial, missed, try_cluster
 from serving.simulator.config import ClusterConfig
-from serving.simulator.confirm import Trial, missed, try_cluster
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import Performance
 from serving.workload.requests import Trace

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from attention_offload.planner.goals import Goal
 from attention_offload.planner.search import Plan
 from serving.conductor import SLO, ConductorConfig
+from serving.planning.deployment import plan_performance
+from serving.planning.trace_goal import trace_rps
 from serving.simulator.config import ClusterConfig
-from serving.simulator.deployment import plan_performance
 from serving.simulator.performance import Performance
 from serving.simulator.simulation import Simulation
-from serving.simulator.trace_goal import trace_rps
 from serving.workload.outcomes import totals
 from serving.workload.requests import Trace
 

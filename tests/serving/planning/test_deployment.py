@@ -20,9 +20,9 @@ from attention_offload.planner.rates import PrefillInstance
 from attention_offload.planner.search import Plan, search
 from attention_offload.planner.space import Space
 from serving.conductor import SLO
-from serving.simulator.confirm import CONFIRMED, REFUTED, at_rate, confirm, sustained_rate
-from serving.simulator.deployment import decode_table, plan_performance
-from serving.simulator.trace_goal import arrival_dispersion, trace_goal, trace_rps
+from serving.planning.confirm import CONFIRMED, REFUTED, at_rate, confirm, sustained_rate
+from serving.planning.deployment import decode_table, plan_performance
+from serving.planning.trace_goal import arrival_dispersion, trace_goal, trace_rps
 from serving.workload.requests import Trace, TraceRequest
 from tests.serving.simulator.test_equivalence import compare, random_trace
 

@@ -1,0 +1,1 @@
+"""What to rent for a workload: cost-model plans and like clusters, put to the test by simulation."""
