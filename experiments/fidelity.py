@@ -24,7 +24,7 @@ from experiments.common.engine_calibration import CalibrationOptions, calibrate
 from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples
 from experiments.common.process import with_huge_pages
 from serving.conductor import ConductorConfig
-from serving.engine import Engine
+from serving.engine.engine import Engine
 from serving.simulator.calibration import StepSample, errors
 from serving.simulator.config import ClusterConfig
 from serving.simulator.dry_engine import DryEngine

@@ -25,7 +25,8 @@ from model.tokenizer import Tokenizer
 from model.training.vocabulary import train_tokenizer
 from serving.api.app import create_app
 from serving.api.server import ServerError, bind, serve, url_of
-from serving.engine import Engine, EngineConfig, EngineError
+from serving.engine import EngineConfig, EngineError
+from serving.engine.engine import Engine
 
 MODEL = flags.DEFINE_string("model", None, "HF or Orbax folder, or a preset (random weights).", required=True)
 TOKENIZER = flags.DEFINE_string(

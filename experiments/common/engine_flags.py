@@ -14,7 +14,8 @@ from model.checkpoints import CheckpointError, load
 from model.config import ConfigError
 from model.sharding import MeshError
 from model.transformer import split
-from serving.engine import Engine, EngineConfig, EngineError
+from serving.engine import EngineConfig, EngineError
+from serving.engine.engine import Engine
 from serving.simulator.steps import EngineModel, StepModel
 
 MODEL = flags.DEFINE_string("model", "bench-58m", "HF or Orbax folder, or a preset (random weights).")

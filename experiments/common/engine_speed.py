@@ -108,7 +108,8 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
     from experiments.common.mesh_flags import make_mesh
     from model.checkpoints import load, load_hf
     from model.sampling import SamplingParams
-    from serving.engine import Engine, EngineConfig, Request
+    from serving.engine import EngineConfig, Request
+    from serving.engine.engine import Engine
 
     mesh = make_mesh(workload.mesh)
     with phase("halfmoon, weights"):

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from serving.engine import Engine, Request, RequestRefusedError, TokenEvent
+from serving.engine import Request, RequestRefusedError, TokenEvent
+from serving.engine.engine import Engine
 from serving.simulator.calibration import StepSample
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.workload.outcomes import COMPLETED, REJECTED, RequestOutcome, tbt_s

@@ -1,6 +1,8 @@
-"""Continuous batching over a paged KV cache on one mesh (floor 3)."""
+"""Continuous batching over a paged KV cache on one mesh (floor 3).
 
-from serving.engine.engine import Engine as Engine
+What needs no device is exported here; `Engine` is in `serving.engine.engine`, because importing that imports JAX.
+"""
+
 from serving.engine.errors import EngineError as EngineError
 from serving.engine.errors import RequestRefusedError as RequestRefusedError
 from serving.engine.types import EngineConfig as EngineConfig

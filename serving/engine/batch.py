@@ -1,4 +1,4 @@
-"""One step's plan as padded arrays: a few shapes (buckets), so that nothing is compiled after warm-up.
+"""The arrays of one step: a plan padded to its bucket.
 
 A step computes `decode_rows` rows of one token each, then up to `prefill_tokens` tokens of `prefill_rows` prompt
 chunks, as one flat batch of tokens. Padding rows have length 0 and padding tokens have slot -1: they read and write
@@ -6,38 +6,15 @@ nothing.
 """
 
 import dataclasses
-from collections.abc import Sequence as Items
 from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
 
-from kvcache.pages import KVLayout
+from kvcache.layout import KVLayout
+from serving.engine.buckets import Bucket, rows_of
 from serving.engine.scheduler import StepPlan
-from serving.engine.sequence import Sequence
-from serving.engine.types import EngineConfig
-
-_SMALLEST_PREFILL = 32
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Bucket:
-    """Static shape of a step: R = decode_rows + prefill_rows rows, T = decode_rows + prefill_tokens tokens."""
-
-    decode_rows: int
-    prefill_rows: int
-    prefill_tokens: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of the step, decode first."""
-        return self.decode_rows + self.prefill_rows
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the step, decode first."""
-        return self.decode_rows + self.prefill_tokens
 
 
 @jax.tree_util.register_dataclass
@@ -62,48 +39,6 @@ class StepInputs:
     lengths: Array
     prefill_starts: Array
     last: Array
-
-
-def _powers(start: int, end: int) -> list[int]:
-    sizes = []
-    while start < end:
-        sizes.append(start)
-        start *= 2
-    return [*sizes, end]
-
-
-def buckets(config: EngineConfig) -> list[Bucket]:
-    """Every shape that a step of this engine can have, smallest first."""
-    prefill_sizes = _powers(min(_SMALLEST_PREFILL, config.token_budget), config.token_budget)
-    decode_only = [Bucket(rows, 0, 0) for rows in _powers(1, config.max_batch)]
-    prefill_only = [Bucket(0, config.max_prefill_rows, tokens) for tokens in prefill_sizes]
-    mixed = [Bucket(config.max_batch, config.max_prefill_rows, tokens) for tokens in prefill_sizes]
-    return decode_only + prefill_only + mixed
-
-
-def bucket_of(plan: StepPlan, shapes: Items[Bucket]) -> Bucket:
-    """The smallest of `shapes` that holds `plan`."""
-    decodes, prefills = len(plan.decodes), len(plan.prefills)
-    tokens = sum(count for _, count in plan.prefills)
-    return min(
-        (
-            shape
-            for shape in shapes
-            if shape.decode_rows >= decodes
-            and shape.prefill_rows >= prefills
-            and shape.prefill_tokens >= tokens
-            and (decodes or not shape.decode_rows)
-        ),
-        key=lambda shape: shape.tokens,
-    )
-
-
-def rows_of(plan: StepPlan, bucket: Bucket) -> list[tuple[int, Sequence, int]]:
-    """(row, sequence, tokens) of everything that `plan` computes."""
-    decodes = [(row, sequence, 1) for row, sequence in enumerate(plan.decodes)]
-    return decodes + [
-        (bucket.decode_rows + index, sequence, count) for index, (sequence, count) in enumerate(plan.prefills)
-    ]
 
 
 def step_inputs(plan: StepPlan, bucket: Bucket, layout: KVLayout, max_pages: int) -> StepInputs:

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from model.config import ModelConfig
 from model.transformer import Transformer
-from serving.engine.batch import bucket_of, buckets, rows_of, step_inputs
+from serving.engine.batch import step_inputs
+from serving.engine.buckets import bucket_of, buckets, rows_of
 from serving.engine.compiles import compiles
 from serving.engine.errors import RequestRefusedError
 from serving.engine.runner import ModelRunner

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from kvcache.pages import KVLayout, PagedKVCache
+from kvcache.layout import KVLayout
+from kvcache.paged_cache import PagedKVCache
 from model.config import ModelConfig
 from model.kernels.paged_attention import write_and_attend
 from model.sharding import KV_SPEC, shard_attend, shard_model
 from model.transformer import Attend, Definition, Transformer, merge, split
-from serving.engine.batch import Bucket, StepInputs
+from serving.engine.batch import StepInputs
+from serving.engine.buckets import Bucket
 from serving.engine.errors import EngineError
 from serving.engine.types import EngineConfig
 
@@ -107,7 +109,12 @@ def kv_layout(config: ModelConfig, engine: EngineConfig, dtype: jnp.dtype | str)
 
     def layout(num_pages: int) -> KVLayout:
         return KVLayout(
-            config.num_layers, num_pages, engine.page_size, config.num_kv_heads, config.head_dim, jnp.dtype(dtype)
+            num_layers=config.num_layers,
+            num_pages=num_pages,
+            page_size=engine.page_size,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=jnp.dtype(dtype).name,
         )
 
     if engine.num_pages is not None:

@@ -1,9 +1,10 @@
-"""Which tokens the next step computes: continuous batching, chunked prefill, preemption, prefix reuse. No JAX."""
+"""Which tokens the next step computes: continuous batching, chunked prefill, preemption, prefix reuse. Knows no JAX."""
 
 import dataclasses
 import heapq
 
-from kvcache.pages import KVLayout, PageAllocator
+from kvcache.allocator import PageAllocator
+from kvcache.layout import KVLayout
 from serving.engine.errors import RequestRefusedError
 from serving.engine.sequence import Sequence
 from serving.engine.types import EngineConfig, Request

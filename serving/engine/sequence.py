@@ -1,7 +1,7 @@
 """A request on its way through the engine: its tokens, its pages, and how far its KV is computed."""
 
+from kvcache.allocator import PageTable
 from kvcache.blocks import BlockKey, block_keys
-from kvcache.pages import PageTable
 from serving.engine.types import Request
 
 

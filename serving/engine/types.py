@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from model.sampling import SamplingParams
+from model.sampling_params import SamplingParams
 from serving.engine.errors import EngineError
 
 

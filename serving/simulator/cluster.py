@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from kvcache.prefix_index import PrefixIndex
 from serving.conductor import ClusterView
@@ -11,6 +10,7 @@ from serving.conductor.roles import DECODE, PREFILL
 from serving.simulator.batch import Schedule
 from serving.simulator.cache import NodeCache
 from serving.simulator.config import ClusterConfig
+from serving.simulator.engine_node import EngineNode
 from serving.simulator.flight import Flight
 from serving.simulator.nodes import CoupledNode, DecodeSide, Nic, PrefillSide, transfer
 from serving.simulator.performance import Performance
@@ -18,9 +18,6 @@ from serving.simulator.prefill_group import PrefillGroup
 from serving.simulator.store import RemoteStore
 from serving.workload.prompts import prompt_tokens
 from serving.workload.requests import TraceRequest
-
-if TYPE_CHECKING:
-    from serving.simulator.engine_node import EngineNode
 
 _Ended = Callable[[Flight, float], None]
 
@@ -93,13 +90,11 @@ class Cluster:
         for i in range(config.instances if follow_load else config.decode):
             self.decode.append(DecodeSide(f"d{i}", i, performance, config.max_batch, at, decoded))
 
-    def _coupled(self, index: int, at: Schedule, prefilled: _Ended, decoded: _Ended) -> "CoupledNode | EngineNode":
+    def _coupled(self, index: int, at: Schedule, prefilled: _Ended, decoded: _Ended) -> CoupledNode | EngineNode:
         config, performance, cache = self.config, self._performance, self.caches[index]
         name = f"c{index}"
         if not self.engines:
             return CoupledNode(name, index, performance, config.max_batch, at, decoded, cache, prefilled, config.chunk)
-        # Here and not above: the engine's scheduler brings JAX with it, which no other node needs.
-        from serving.simulator.engine_node import EngineNode
 
         def prompt(request: TraceRequest) -> tuple[int, ...]:
             return prompt_tokens(request, self.view.block_size)
@@ -163,7 +158,7 @@ class Cluster:
             self.nics[node].count * max(0.0, min(until, end_s) - max(since, begin_s)) for node, since, until in lives
         )
 
-    def rank(self, node: "PrefillSide | CoupledNode | EngineNode") -> None:
+    def rank(self, node: PrefillSide | CoupledNode | EngineNode) -> None:
         """Orders a prefill instance anew after its load has changed."""
         if node.index in self.view.prefill_order:
             load = node.free_at_s if isinstance(node, PrefillSide) else float(node.assigned)

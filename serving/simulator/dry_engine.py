@@ -7,9 +7,9 @@ is decided here by the same code; only the tokens are imaginary.
 import dataclasses
 from collections.abc import Sequence as Items
 
-from kvcache.pages import KVLayout
+from kvcache.layout import KVLayout
 from model.sampling_params import SamplingParams
-from serving.engine.batch import bucket_of, buckets
+from serving.engine.buckets import bucket_of, buckets
 from serving.engine.scheduler import Scheduler, StepPlan
 from serving.engine.sequence import Sequence
 from serving.engine.types import EngineConfig, Request
@@ -52,7 +52,9 @@ class DryEngine:
             max_model_len=model.max_model_len,
             prefix_cache=model.prefix_cache,
         )
-        self._layout = KVLayout(1, model.num_pages, model.page_size, 1, 1)
+        self._layout = KVLayout(
+            num_layers=1, num_pages=model.num_pages, page_size=model.page_size, num_kv_heads=1, head_dim=1
+        )
         self._scheduler = Scheduler(config, self._layout, model.max_model_len, frozenset())
         self.shapes = buckets(config)
         self._plan = StepPlan((), ())

@@ -19,7 +19,14 @@ _TIMEOUT_S = 300.0
 _FORKS = multiprocessing.get_context("forkserver")
 # Nothing here may define flags or touch a device.
 _FORKS.set_forkserver_preload(
-    ["gan.search", "httpx", "matplotlib.pyplot", "model.checkpoints", "serving.engine", "serving.planning.confirm"]
+    [
+        "gan.search",
+        "httpx",
+        "matplotlib.pyplot",
+        "model.checkpoints",
+        "serving.engine.engine",
+        "serving.planning.confirm",
+    ]
 )
 
 

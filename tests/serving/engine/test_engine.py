@@ -13,9 +13,11 @@ from model.kernels.paged_attention import cpu_library
 from model.sampling import SamplingParams
 from model.sharding import MeshError, parse_mesh
 from model.transformer import Transformer, causal_attend
-from serving.engine import Engine, EngineConfig, Request, RequestRefusedError, TokenEvent
-from serving.engine.batch import Bucket, step_inputs
+from serving.engine import EngineConfig, Request, RequestRefusedError, TokenEvent
+from serving.engine.batch import step_inputs
+from serving.engine.buckets import Bucket
 from serving.engine.compiles import compiles
+from serving.engine.engine import Engine
 from serving.engine.runner import ModelRunner
 from serving.engine.scheduler import StepPlan
 

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from kvcache.pages import KVLayout
+from kvcache.layout import KVLayout
 from model.sampling import SamplingParams
 from serving.engine.errors import EngineError, RequestRefusedError
 from serving.engine.scheduler import Scheduler

@@ -10,7 +10,8 @@ from flax import nnx
 from model.config import ModelConfig
 from model.transformer import Transformer
 from serving.conductor import ConductorConfig
-from serving.engine import Engine, EngineConfig, RequestRefusedError
+from serving.engine import EngineConfig, RequestRefusedError
+from serving.engine.engine import Engine
 from serving.simulator.config import ClusterConfig
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.simulator.errors import SimulatorError

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvcache.allocator import PageAllocator, PageTable
 from kvcache.errors import KVCacheError, OutOfPagesError
-from kvcache.pages import KVLayout, PageAllocator, PagedKVCache, PageTable
-
-
-def test_layout_accounts_its_bytes() -> None:
-    layout = KVLayout(num_layers=3, num_pages=5, page_size=16, num_kv_heads=2, head_dim=8, dtype="bfloat16")
-    cache = PagedKVCache.create(layout)
-    assert cache.k.nbytes + cache.v.nbytes == layout.page_bytes * layout.num_pages
-    assert [layout.pages_for(tokens) for tokens in (0, 1, 16, 17)] == [0, 1, 1, 2]
 
 
 def test_no_page_is_lost_over_ten_thousand_random_operations(rng: np.random.Generator) -> None:

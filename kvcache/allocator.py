@@ -1,68 +1,12 @@
-"""The device tier: a paged KV pool that lives in one donated pytree, and the host-side allocator of its pages.
-
-A *page* is the unit of device memory (`page_size` tokens of one sequence, all layers). Page `p` of layer `l` is row
-`l * num_pages + p` of the pools, so one page id names the same tokens in every layer and a sequence has one page table.
-"""
+"""Pages of the device tier on the host: who holds which, and which are cached. Knows no JAX."""
 
 import collections
-import dataclasses
 from collections.abc import Iterable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import Sharding
-from jax.typing import DTypeLike
 
 from kvcache.blocks import BlockKey
 from kvcache.errors import KVCacheError, OutOfPagesError
-from model.kernels.paged_attention import pool_shape
-
-
-@dataclasses.dataclass(frozen=True)
-class KVLayout:
-    """Where the KV of a token sits: HND pages `[layer * num_pages + page, kv_head, slot, head_dim]`.
-
-    In that order; `shape` may put two slots of heads of 64 into one row for TPUs (`paged_attention.pool_shape`).
-    """
-
-    num_layers: int
-    num_pages: int
-    page_size: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: DTypeLike = jnp.float32
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Shape of the K pool and of the V pool."""
-        return pool_shape(self.num_layers * self.num_pages, self.num_kv_heads, self.page_size, self.head_dim)
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of one page: K and V of `page_size` tokens in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.page_size * self.head_dim * jnp.dtype(self.dtype).itemsize
-
-    def pages_for(self, tokens: int) -> int:
-        """Pages that hold `tokens` tokens."""
-        return -(-tokens // self.page_size)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PagedKVCache:
-    """K and V pools of shape `layout.shape`. Donate it to every jit that returns a new one: no pool is ever copied."""
-
-    k: Array
-    v: Array
-    layout: KVLayout = dataclasses.field(metadata={"static": True})
-
-    @classmethod
-    def create(cls, layout: KVLayout, sharding: Sharding | None = None) -> "PagedKVCache":
-        """A zeroed cache; `sharding` splits dimension 1 (KV heads) over a mesh."""
-        k, v = (jnp.zeros(layout.shape, layout.dtype, device=sharding) for _ in range(2))
-        return cls(k, v, layout)
 
 
 class PageAllocator:
