@@ -25,6 +25,7 @@ from model.tokenizer import Tokenizer
 from model.training.vocabulary import train_tokenizer
 from serving.api.app import create_app
 from serving.api.server import ServerError, bind, serve, url_of
+from serving.api.worker import EngineWorker
 from serving.engine import EngineConfig, EngineError
 from serving.engine.engine import Engine
 
@@ -114,12 +115,11 @@ def main(argv: list[str]) -> None:
         raise SystemExit(str(error)) from error
     name = SERVED_MODEL_NAME.value or pathlib.Path(MODEL.value).resolve().name
     application = create_app(
-        engine,
+        EngineWorker(engine, max_open_requests=MAX_OPEN.value),
         tokenizer,
         model_name=name,
         max_model_len=engine.max_model_len,
         vocab_size=config.vocab_size,
-        max_open_requests=MAX_OPEN.value,
     )
     bound.listen()  # who connects as soon as the next line is read must not be refused
     console.print(

@@ -1,11 +1,11 @@
-"""From token events to text: detokenisation, stop strings, and the end of each choice."""
+"""Token events to text: detokenisation, stop strings, and the end of each choice."""
 
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 
 from model.tokenizer import StopStrings, StreamDecoder, Tokenizer
+from serving.api.backend import Backend
 from serving.api.streams import Submission, TokenStream
-from serving.api.worker import EngineWorker
 from serving.engine.types import TokenEvent
 
 
@@ -61,12 +61,12 @@ class _Choice:
 
 
 async def text_deltas(
-    submission: Submission, worker: EngineWorker, tokenizer: Tokenizer, *, include_stop: bool = False
+    submission: Submission, backend: Backend, tokenizer: Tokenizer, *, include_stop: bool = False
 ) -> AsyncIterator[TextDelta]:
-    """The text of every choice of `submission` as it comes; ends when all have ended.
+    """Yields the text of every choice of `submission` as it comes; ends when all choices have ended.
 
-    A request whose stop string is complete is aborted. `include_stop` keeps that string in the text.
-    Raises EngineFailedError if the engine fails.
+    A request whose stop string is complete is aborted; `include_stop` keeps the stop string in the text.
+    Raises BackendError if the backend ends the submission.
     """
     choices = {
         stream.request.id: _Choice(index, stream, tokenizer, include_stop)
@@ -81,7 +81,7 @@ async def text_deltas(
             delta = choice.push(event)
             arrived.setdefault(delta.choice, []).append(delta)
             if choice.done:
-                worker.abort(stream, "stop")
+                backend.abort(stream, "stop")
         for deltas in arrived.values():
             yield joined(deltas)
 

@@ -1,5 +1,6 @@
 """Errors a client sees: an HTTP status and OpenAI's error object."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serving.conductor.types import Rejection
+
 
 class ApiError(Exception):
     """A request that is answered with an error.
@@ -17,7 +20,8 @@ class ApiError(Exception):
         status: HTTP status.
         param: the field of the request at fault, where there is one.
         code: OpenAI's machine-readable reason, where it has one (`model_not_found`, `context_length_exceeded`).
-        retry_after_s: seconds after which a retry may succeed; sent as `Retry-After`.
+        retry_after_s: seconds after which a retry may succeed; sent as `Retry-After`, rounded up.
+        rejection: admission control's prediction, where that is why.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        rejection: Rejection | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -35,11 +40,13 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.rejection = rejection
 
     @property
     def body(self) -> dict[str, Any]:
-        """`{"error": {"message", "type", "param", "code"}}`, as OpenAI sends it."""
-        return {"error": {"message": self.message, "type": self._type, "param": self.param, "code": self.code}}
+        """`{"error": {"message", "type", "param", "code"}}`, as OpenAI sends it; with a `rejection`, its fields too."""
+        error = {"message": self.message, "type": self._type, "param": self.param, "code": self.code}
+        return {"error": error | ({} if self.rejection is None else dataclasses.asdict(self.rejection))}
 
     @property
     def _type(self) -> str:
@@ -56,6 +63,11 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None) -> ApiError:
     """A request that can never be served as it is."""
     return ApiError(400, message, param=param)
+
+
+def rejected(message: str, rejection: Rejection) -> ApiError:
+    """A request that admission control rejected; it may be sent again."""
+    return ApiError(429, message, code="rejected", retry_after_s=rejection.retry_after_s, rejection=rejection)
 
 
 def install_error_handlers(app: FastAPI) -> None:

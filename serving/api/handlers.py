@@ -1,4 +1,4 @@
-"""Answering one HTTP request: submit its choices, send the text as it comes or at the end, stop when nobody listens."""
+"""Handles one HTTP request: submits its choices, streams their text or sends it whole, aborts when the client goes."""
 
 import asyncio
 import dataclasses
@@ -11,13 +11,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from model.tokenizer import Tokenizer
+from serving.api.backend import Backend, BackendError, QueueFullError, RejectedError
 from serving.api.detokenize import TextDelta, joined, text_deltas
-from serving.api.errors import ApiError, invalid
+from serving.api.errors import ApiError, invalid, rejected
 from serving.api.metrics import ServerMetrics
 from serving.api.responses import Renderer, usage
 from serving.api.schemas import GenerationBody
 from serving.api.streams import Submission
-from serving.api.worker import EngineFailedError, EngineWorker, QueueFullError
 from serving.engine.errors import RequestRefusedError
 from serving.engine.types import Request
 
@@ -25,11 +25,20 @@ from serving.engine.types import Request
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Services:
-    """What every route needs."""
+    """What every route needs.
 
-    worker: EngineWorker
+    Attributes:
+        backend: generates.
+        tokenizer: the model's.
+        metrics: observes `backend`.
+        model_name: what clients call the model.
+        max_model_len: most tokens of one request, prompt and output.
+        vocab_size: token ids are below it.
+    """
+
+    backend: Backend
     tokenizer: Tokenizer
     metrics: ServerMetrics
     model_name: str
@@ -41,45 +50,48 @@ async def answer(
     services: Services, http: HttpRequest, body: GenerationBody, requests: Sequence[Request], renderer: Renderer
 ) -> Response:
     """Generates `requests`, one choice each, and answers as `body` asks. Raises ApiError."""
-    submission = await _submit(services, requests)
-    deltas = text_deltas(submission, services.worker, services.tokenizer, include_stop=body.include_stop_str_in_output)
-    if body.stream:
-        return _EventStream(_events(submission, deltas, body, renderer), services.worker, submission)
+    backend = services.backend
     try:
-        return await _unless_disconnected(http, _whole(submission, deltas, renderer))
-    finally:
-        services.worker.close(submission)
-
-
-async def _submit(services: Services, requests: Sequence[Request]) -> Submission:
-    try:
-        return await services.worker.submit(requests)
-    except QueueFullError as error:
-        raise ApiError(429, str(error), retry_after_s=services.metrics.seconds_until_a_place()) from error
+        submission = await backend.submit(requests)
+    except BackendError as error:
+        raise _api_error(error, services) from error
     except RequestRefusedError as error:
         raise invalid(str(error)) from error
-    except EngineFailedError as error:
-        raise ApiError(503, str(error)) from error
+    deltas = text_deltas(submission, backend, services.tokenizer, include_stop=body.include_stop_str_in_output)
+    if body.stream:
+        return _EventStream(_events(submission, deltas, body, renderer, services), backend, submission)
+    try:
+        return await _unless_disconnected(http, _whole(submission, deltas, renderer))
+    except BackendError as error:
+        raise _api_error(error, services) from error
+    finally:
+        backend.close(submission)
+
+
+def _api_error(error: BackendError, services: Services) -> ApiError:
+    """The answer to a request that the backend does not serve."""
+    if isinstance(error, RejectedError):
+        return rejected(str(error), error.rejection)
+    if isinstance(error, QueueFullError):
+        return ApiError(429, str(error), retry_after_s=services.metrics.seconds_until_a_place())
+    return ApiError(503, str(error))
 
 
 async def _whole(submission: Submission, deltas: AsyncIterator[TextDelta], renderer: Renderer) -> Response:
     parts: list[list[TextDelta]] = [[] for _ in submission.streams]
-    try:
-        async for delta in deltas:
-            parts[delta.choice].append(delta)
-    except EngineFailedError as error:
-        raise ApiError(503, str(error)) from error
+    async for delta in deltas:
+        parts[delta.choice].append(delta)
     content = renderer.whole([joined(choice) for choice in parts])
     return JSONResponse(content | {"usage": _usage(submission)})
 
 
 async def _unless_disconnected(http: HttpRequest, work: Any) -> Response:
-    """The result of `work`, which is cancelled if the client goes away first."""
+    """Returns what `work` returns; cancels it if the client disconnects first."""
     working = asyncio.ensure_future(work)
     listening = asyncio.ensure_future(_disconnected(http))
     try:
         await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
-        # Nobody reads this answer; 499 is what access logs call it.
+        # Nobody reads this answer; access logs call it 499.
         return working.result() if working.done() else Response(status_code=499)
     finally:
         working.cancel()
@@ -92,9 +104,13 @@ async def _disconnected(http: HttpRequest) -> None:
 
 
 async def _events(
-    submission: Submission, deltas: AsyncIterator[TextDelta], body: GenerationBody, renderer: Renderer
+    submission: Submission,
+    deltas: AsyncIterator[TextDelta],
+    body: GenerationBody,
+    renderer: Renderer,
+    services: Services,
 ) -> AsyncIterator[bytes]:
-    """The server-sent events of a stream: chunks, the usage if asked for, `[DONE]`; an error midway is one too."""
+    """Yields server-sent events: chunks, the usage if `body` asks for it, an error that ends the stream, `[DONE]`."""
     options = body.stream_options
     with_usage = options is not None and options.include_usage
     running = with_usage and options is not None and options.continuous_usage_stats
@@ -110,8 +126,8 @@ async def _events(
                 yield sent(chunk)
         async for delta in deltas:
             yield sent(renderer.chunk(delta))
-    except EngineFailedError as error:
-        yield _event(ApiError(503, str(error)).body)
+    except BackendError as error:
+        yield _event(_api_error(error, services).body)
     else:
         if with_usage:
             yield _event(renderer.chunk_of([]) | {"usage": _usage(submission)})
@@ -139,13 +155,13 @@ class _EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], worker: EngineWorker, submission: Submission) -> None:
+    def __init__(self, events: AsyncIterator[bytes], backend: Backend, submission: Submission) -> None:
         super().__init__(events, headers=_STREAM_HEADERS)
-        self._worker = worker
+        self._backend = backend
         self._submission = submission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._worker.close(self._submission)
+            self._backend.close(self._submission)

@@ -19,7 +19,7 @@ _TOKEN_BUCKETS = tuple(2**power for power in range(18))
 
 
 class ServerMetrics:
-    """Histograms of requests and the engine's statistics, in a registry of their own. Observes an `EngineWorker`."""
+    """Histograms of requests and the engine's statistics, in a registry of their own. An `Observer` of a `Backend`."""
 
     def __init__(self, model_name: str, max_model_len: int) -> None:
         self._engine = _EngineCollector(model_name, max_model_len)

@@ -1,7 +1,12 @@
-"""An engine that fails when it is told to: for what a real engine cannot be made to show."""
+"""An engine and a backend that fail or reject when they are told to: for what real ones cannot be made to show."""
 
+import asyncio
 import time
+from collections.abc import Sequence
 
+from serving.api.backend import BackendFailedError, Observer, RejectedError
+from serving.api.streams import Submission, TokenStream
+from serving.conductor.types import Rejection
 from serving.engine.errors import RequestRefusedError
 from serving.engine.types import EngineStats, Request, TokenEvent
 
@@ -57,3 +62,75 @@ class ScriptedEngine:
             del self._running[request.id]
         top = tuple((token + i, -1.0 - i) for i in range(request.sampling.logprobs or 0))
         return TokenEvent(request.id, token, -0.5, top, finish)
+
+
+class FakeBackend:
+    """A backend without an engine or a thread: repeats each prompt, one token per turn of the event loop.
+
+    Attributes:
+        rejection: why the next submission is rejected; `None` serves it.
+        rejects_after: tokens of each request after which `rejection` comes; 0 rejects at once.
+        aborted: ids of the requests that were aborted, with their finish reasons.
+    """
+
+    def __init__(self, *, rejection: Rejection | None = None, rejects_after: int = 0) -> None:
+        self.failure: BackendFailedError | None = None
+        self.rejection = rejection
+        self.rejects_after = rejects_after
+        self.aborted: list[tuple[str, str]] = []
+        self._open: dict[str, TokenStream] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def open_requests(self) -> int:
+        return len(self._open)
+
+    def start(self, observer: Observer) -> None:
+        self._observer = observer
+
+    async def submit(self, requests: Sequence[Request]) -> Submission:
+        if self.rejection is not None and self.rejects_after == 0:
+            raise RejectedError(self.rejection)
+        submission = Submission(requests, time.monotonic())
+        for stream in submission.streams:
+            self._open[stream.request.id] = stream
+            submission.accept_one()
+        task = asyncio.create_task(self._generate(submission))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return submission
+
+    def abort(self, stream: TokenStream, finish_reason: str = "abort") -> None:
+        if self._open.pop(stream.request.id, None) is not None:
+            self.aborted.append((stream.request.id, finish_reason))
+
+    def close(self, submission: Submission) -> None:
+        for stream in submission.streams:
+            self.abort(stream)
+
+    async def stop(self) -> None:
+        for stream in list(self._open.values()):
+            self.abort(stream)
+        await asyncio.gather(*self._tasks)
+
+    async def _generate(self, submission: Submission) -> None:
+        count = 0
+        while any(stream.request.id in self._open for stream in submission.streams):
+            if self.rejection is not None and count == self.rejects_after:
+                submission.fail(RejectedError(self.rejection))
+                return
+            for stream in submission.streams:
+                if stream.request.id in self._open:
+                    self._token(stream, count)
+            count += 1
+            await asyncio.sleep(0)
+
+    def _token(self, stream: TokenStream, count: int) -> None:
+        request = stream.request
+        token = request.prompt[count % len(request.prompt)]
+        last = count + 1 == request.sampling.max_tokens
+        stream.put(TokenEvent(request.id, token, finish_reason="length" if last else None), time.monotonic())
+        self._observer.token(stream)
+        if last:
+            del self._open[request.id]
+            self._observer.ended(stream, time.monotonic())

@@ -2,40 +2,20 @@
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from model.tokenizer import Tokenizer
-from serving.api.app import create_app
+from serving.api.worker import EngineWorker
+from tests.serving.api.clients import client_of, completion, events
 from tests.serving.api.fakes import ScriptedEngine
 
 
-@contextlib.asynccontextmanager
-async def client_of(
+def served(
     engine: ScriptedEngine, tokenizer: Tokenizer, *, max_open_requests: int = 8
-) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(
-        engine,
-        tokenizer,
-        model_name="scripted",
-        max_model_len=2000,
-        vocab_size=tokenizer.vocab_size,
-        max_open_requests=max_open_requests,
-    )
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-    ):
-        yield client
-
-
-def completion(client: httpx.AsyncClient, **fields: object) -> asyncio.Task[httpx.Response]:
-    body = {"prompt": "abc", "max_tokens": 5} | fields
-    return asyncio.create_task(client.post("/v1/completions", json=body))
+) -> contextlib.AbstractAsyncContextManager[httpx.AsyncClient]:
+    return client_of(EngineWorker(engine, max_open_requests=max_open_requests), tokenizer)
 
 
 async def until_open(client: httpx.AsyncClient, count: int) -> None:
@@ -46,7 +26,7 @@ async def until_open(client: httpx.AsyncClient, count: int) -> None:
 def test_a_failed_engine_is_told_to_every_open_request_and_to_health(tokenizer: Tokenizer) -> None:
     async def scenario() -> None:
         engine = ScriptedEngine(step_s=0.005)
-        async with client_of(engine, tokenizer) as client:
+        async with served(engine, tokenizer) as client:
             whole, stream = completion(client, max_tokens=1000), completion(client, stream=True, max_tokens=1000)
             await until_open(client, 2)
             steps = engine.steps
@@ -56,10 +36,10 @@ def test_a_failed_engine_is_told_to_every_open_request_and_to_health(tokenizer: 
             answer = await whole
             assert answer.status_code == 503
             assert "RuntimeError: the device is gone" in answer.json()["error"]["message"]
-            events = [json.loads(line[6:]) for line in (await stream).text.splitlines() if line.startswith("data: {")]
+            first, *_, last = events(await stream)
             # On a busy machine one event may carry several tokens.
-            assert events[0]["choices"][0]["text"].startswith("a")
-            assert events[-1]["error"]["type"] == "server_error"
+            assert first["choices"][0]["text"].startswith("a")
+            assert last["error"]["type"] == "server_error"
 
             health = await client.get("/health")
             assert health.status_code == 503
@@ -72,7 +52,7 @@ def test_a_failed_engine_is_told_to_every_open_request_and_to_health(tokenizer: 
 
 def test_a_full_server_answers_429_and_says_when_to_come_back(tokenizer: Tokenizer) -> None:
     async def scenario() -> None:
-        async with client_of(ScriptedEngine(step_s=0.01), tokenizer, max_open_requests=2) as client:
+        async with served(ScriptedEngine(step_s=0.01), tokenizer, max_open_requests=2) as client:
             running = completion(client, n=2, max_tokens=30)
             await until_open(client, 2)
             answer = await completion(client)
@@ -89,7 +69,7 @@ def test_a_full_server_answers_429_and_says_when_to_come_back(tokenizer: Tokeniz
 
 def test_more_choices_than_ever_fit_are_refused_for_good(tokenizer: Tokenizer) -> None:
     async def scenario() -> None:
-        async with client_of(ScriptedEngine(), tokenizer, max_open_requests=2) as client:
+        async with served(ScriptedEngine(), tokenizer, max_open_requests=2) as client:
             answer = await completion(client, n=3)
             assert answer.status_code == 400
             assert "3 choices were asked for at once" in answer.json()["error"]["message"]
@@ -100,7 +80,7 @@ def test_more_choices_than_ever_fit_are_refused_for_good(tokenizer: Tokenizer) -
 def test_one_refused_prompt_aborts_those_sent_with_it(tokenizer: Tokenizer) -> None:
     async def scenario() -> None:
         engine = ScriptedEngine(step_s=0.01, max_model_len=10)
-        async with client_of(engine, tokenizer) as client:
+        async with served(engine, tokenizer) as client:
             answer = await completion(client, prompt=["abc", "a" * 11])
             assert answer.status_code == 400
             assert answer.json()["error"]["message"] == "11 tokens never fit."
@@ -115,7 +95,7 @@ def test_one_refused_prompt_aborts_those_sent_with_it(tokenizer: Tokenizer) -> N
 def test_stopping_the_server_aborts_what_is_open(tokenizer: Tokenizer) -> None:
     async def scenario() -> ScriptedEngine:
         engine = ScriptedEngine(step_s=0.01)
-        async with client_of(engine, tokenizer) as client:
+        async with served(engine, tokenizer) as client:
             running = completion(client, max_tokens=1000)
             await until_open(client, 1)
             running.cancel()
@@ -139,7 +119,7 @@ def test_stopping_the_server_aborts_what_is_open(tokenizer: Tokenizer) -> None:
 def test_stop_strings(tokenizer: Tokenizer, fields: dict[str, object], text: str, stop_reason: str) -> None:
     async def scenario() -> None:
         engine = ScriptedEngine(step_s=0.005)
-        async with client_of(engine, tokenizer) as client:
+        async with served(engine, tokenizer) as client:
             answer = await completion(client, prompt="ab c a", max_tokens=500, **fields)
             choice = answer.json()["choices"][0]
             assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (text, "stop", stop_reason)

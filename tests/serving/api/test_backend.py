@@ -1,0 +1,70 @@
+"""The handlers over any backend: what they answer does not depend on who generates, and a rejection reaches HTTP."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from model.tokenizer import Tokenizer
+from serving.api.backend import Backend
+from serving.api.worker import EngineWorker
+from serving.conductor.types import Rejection
+from tests.serving.api.clients import client_of, completion, events
+from tests.serving.api.fakes import FakeBackend, ScriptedEngine
+
+REJECTION = Rejection(reason="ttft", predicted_ttft_s=41.5, predicted_tbt_s=0.08, retry_after_s=11.2)
+
+
+async def asked(backend: Backend, tokenizer: Tokenizer, **fields: object) -> httpx.Response:
+    async with client_of(backend, tokenizer) as client:
+        return await completion(client, **fields)
+
+
+def without_identity(answer: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in ("id", "created")}
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 3}, {"prompt": ["abc", "xy"]}, {"stop": "ca", "max_tokens": 90}])
+def test_answers_are_the_same_whoever_generates(tokenizer: Tokenizer, fields: dict[str, object]) -> None:
+    one = asyncio.run(asked(FakeBackend(), tokenizer, **fields))
+    other = asyncio.run(asked(EngineWorker(ScriptedEngine(), max_open_requests=8), tokenizer, **fields))
+    assert one.status_code == other.status_code == 200
+    assert without_identity(one.json())["choices"] == without_identity(other.json())["choices"]
+
+
+def test_a_stream_of_a_backend(tokenizer: Tokenizer) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = events(asyncio.run(asked(FakeBackend(), tokenizer, **options)))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "abcab"
+    assert last["usage"]["completion_tokens"] == 5
+
+
+def test_a_complete_stop_string_aborts_at_the_backend(tokenizer: Tokenizer) -> None:
+    backend = FakeBackend()
+    answer = asyncio.run(asked(backend, tokenizer, stop="ca", max_tokens=90))
+    assert answer.json()["choices"][0]["text"] == "ab"
+    assert [reason for _, reason in backend.aborted] == ["stop"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_rejection_is_answered_with_its_prediction(tokenizer: Tokenizer, stream: bool) -> None:
+    answer = asyncio.run(asked(FakeBackend(rejection=REJECTION), tokenizer, stream=stream))
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "12"
+    error = answer.json()["error"]
+    assert (error["type"], error["code"], error["reason"]) == ("rate_limit_error", "rejected", "ttft")
+    assert (error["predicted_ttft_s"], error["predicted_tbt_s"]) == (41.5, 0.08)
+    assert error["message"] == (
+        "The request was rejected (ttft): its TTFT would be 41.5 s and its TBT 0.08 s. Retry after 11.2 s."
+    )
+
+
+def test_a_rejection_after_prefill_is_a_429_or_the_end_of_a_stream(tokenizer: Tokenizer) -> None:
+    answer = asyncio.run(asked(FakeBackend(rejection=REJECTION, rejects_after=2), tokenizer))
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "12")
+    streamed = asyncio.run(asked(FakeBackend(rejection=REJECTION, rejects_after=2), tokenizer, stream=True))
+    assert streamed.status_code == 200
+    *chunks, last = events(streamed)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) in ("", "a", "ab")
+    assert (last["error"]["type"], last["error"]["predicted_ttft_s"]) == ("rate_limit_error", 41.5)
