@@ -13,12 +13,12 @@ from absl import app, flags
 
 from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.errors import OffloadError
-from attention_offload.paper.comparison import PaperTable
 from attention_offload.paper.setups import TRACES as PAPER_TRACES
 from attention_offload.paper.tables import NAMES, paper_table
 from experiments.common.flags import SEED, out_folder
 from experiments.common.plots import save_curves
 from experiments.common.results import print_table, start_meta, write_result
+from papers.comparison import PaperTable
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 

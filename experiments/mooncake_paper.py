@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from tqdm import tqdm
 
-from attention_offload.paper.comparison import PaperTable, blocked
 from experiments.common.flags import SEED, out_folder
 from experiments.common.results import print_table, start_meta, write_result
+from papers.comparison import PaperTable, blocked
 from serving.simulator.paper import cache, hardware, latency, overload, roles
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace

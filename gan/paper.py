@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,26 +19,12 @@ from gan.problems import Problem, problem
 from gan.sequences.codes import from_text
 from gan.sequences.families import legendre_rotations
 from gan.training import CODECS, Gan, GanConfig
-
-Verdict = Literal["reproduced", "order only", "not reproduced"]
+from papers.comparison import NOT_REPRODUCED, ORDER_ONLY, REPRODUCED, Comparison
 
 ALPHASEQ_CODE = "++++++++++++++++--------+++--++-++-+--+-+-+--+-+-+-+-+-+-+-"
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One number of a paper beside ours; `error` is relative, negative when ours is smaller."""
-
-    item: str
-    paper: float
-    ours: float | None
-    error: float | None
-    tolerance: str
-    verdict: Verdict
-    note: str
-
-
-def known_codes() -> list[Item]:
+def known_codes() -> list[Comparison]:
     """The benchmark codes of AlphaSeq, evaluated exactly."""
     mmf = problem("mmf", 59)
     legendre = max(float(mmf.exact(code)) for code in legendre_rotations(59))
@@ -49,7 +35,7 @@ def known_codes() -> list[Item]:
     ]
 
 
-def searches(results: Sequence[SearchResult], budget: int) -> list[Item]:
+def searches(results: Sequence[SearchResult], budget: int) -> list[Comparison]:
     """The claims about pulse compression against HpGAN's searches at N = 59; of other methods there is no claim."""
     items = []
     legendre = comparison.marks(problem("mmf", 59))[0].score
@@ -64,20 +50,24 @@ def searches(results: Sequence[SearchResult], budget: int) -> list[Item]:
     return items
 
 
-def _equal(item: str, paper: float, ours: float, note: str) -> Item:
+def _equal(item: str, paper: float, ours: float, note: str) -> Comparison:
     error = ours / paper - 1
-    verdict: Verdict = "reproduced" if abs(error) <= 1e-3 else "not reproduced"
-    return Item(item, paper, ours, error, "0.1 %", verdict, note)
+    verdict = REPRODUCED if abs(error) <= 1e-3 else NOT_REPRODUCED
+    return Comparison(item=item, paper=paper, ours=ours, error=error, tolerance="0.1 %", verdict=verdict, note=note)
 
 
-def _at_least(item: str, paper: float, ours: float, note: str) -> Item:
-    verdict: Verdict = "reproduced" if ours >= paper else "order only" if ours > 1 else "not reproduced"
-    return Item(item, paper, ours, ours / paper - 1, "at least; order: above 1", verdict, note)
+def _at_least(item: str, paper: float, ours: float, note: str) -> Comparison:
+    verdict = REPRODUCED if ours >= paper else ORDER_ONLY if ours > 1 else NOT_REPRODUCED
+    rule = "at least; order: above 1"
+    return Comparison(
+        item=item, paper=paper, ours=ours, error=ours / paper - 1, tolerance=rule, verdict=verdict, note=note
+    )
 
 
-def _at_most(item: str, paper: float, ours: float | None, note: str) -> Item:
-    verdict: Verdict = "reproduced" if ours is not None and ours <= paper else "not reproduced"
-    return Item(item, paper, ours, ours / paper - 1 if ours is not None else None, "at most", verdict, note)
+def _at_most(item: str, paper: float, ours: float | None, note: str) -> Comparison:
+    verdict = REPRODUCED if ours is not None and ours <= paper else NOT_REPRODUCED
+    error = ours / paper - 1 if ours is not None else None
+    return Comparison(item=item, paper=paper, ours=ours, error=error, tolerance="at most", verdict=verdict, note=note)
 
 
 PAPER_GAN = GanConfig()

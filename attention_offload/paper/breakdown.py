@@ -5,8 +5,8 @@ from typing import Any
 
 from attention_offload.costs.instances import max_batch
 from attention_offload.costs.knobs import FITTED
-from attention_offload.paper.comparison import Comparison, PaperTable, compare_points, statement
 from attention_offload.paper.setups import COMPUTE, EQUAL_COST, lamina, paper_shape
+from papers.comparison import Comparison, PaperTable, compare_points, statement
 
 _STEPS = 8
 
@@ -58,7 +58,7 @@ def figure_14() -> PaperTable:
             saved.append(1 - on / off)
             curves.append(_point("figure_14", model, batch, "TBT saved (%)", 100 * saved[-1]))
         rows += [
-            compare_points(f"largest saving, {model}", most, max(saved), 0.025, "up to", order=True),
+            compare_points(f"largest saving, {model}", most, max(saved), 0.025, note="up to", order=True),
             statement(
                 f"the saving grows with the batch, {model}",
                 saved[-1] >= saved[0],

@@ -13,8 +13,8 @@ from attention_offload.costs.instances import CoupledInstance, OffloadedInstance
 from attention_offload.costs.knobs import A_PRIORI
 from attention_offload.costs.model_table import load_shape
 from attention_offload.devices import load_devices
-from attention_offload.paper.comparison import NOT_REPRODUCED, ORDER_ONLY, Comparison, PaperTable, statement
 from attention_offload.paper.setups import fullest_step
+from papers.comparison import NOT_REPRODUCED, ORDER_ONLY, Comparison, PaperTable, statement
 
 H100_PRICES = (2.5, 4.0, 11.06)
 CONSUMER_PRICES = (0.22, 0.44)
@@ -68,7 +68,13 @@ def first_version() -> PaperTable:
             claim = f"{_CLAIM[0]}x ... {_CLAIM[1]}x"
             verdict = ORDER_ONLY if low > 1 else NOT_REPRODUCED
             rows.append(
-                Comparison(f"{model}, {count} cards", claim, f"{low:.2f}x ... {high:.2f}x", None, None, verdict, note)
+                Comparison(
+                    item=f"{model}, {count} cards",
+                    paper=claim,
+                    ours=f"{low:.2f}x ... {high:.2f}x",
+                    verdict=verdict,
+                    note=note,
+                )
             )
             curves += [
                 {"figure": "v1", "series": model, "x_name": "cards", "x": count, "y_name": "throughput per dollar (x)"}

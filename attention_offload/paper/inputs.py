@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from attention_offload.costs.knobs import FHBN, NCCL
 from attention_offload.costs.model_table import load_shape
 from attention_offload.costs.workloads import DecodeWorkload
-from attention_offload.paper.comparison import Comparison, PaperTable, blocked, compare, compare_points
 from attention_offload.paper.setups import DEVICES, EQUAL_COST, MODEL_BYTES, TRACES, baseline, lamina
+from papers.comparison import Comparison, PaperTable, blocked, compare, compare_points
 
 _PER_DOLLAR = {
     "h100": (89, 0.303, 7.2),
@@ -50,7 +50,9 @@ def table_4(measured: Mapping[str, tuple[int, DecodeWorkload]]) -> PaperTable:
             compare(f"{name}: requests", requests, count, 0.0),
             compare(f"{name}: mean prompt tokens", paper.mean_prompt, ours.mean_prompt, 1e-3),
             compare(f"{name}: mean generated tokens", paper.mean_generated, ours.mean_generated, 2e-3),
-            compare(f"{name}: context of a decode step", paper.context, ours.context, 1e-3, "not printed in the paper"),
+            compare(
+                f"{name}: context of a decode step", paper.context, ours.context, 1e-3, note="not printed in the paper"
+            ),
         ]
     return PaperTable("Table 4: traces", tuple(rows))
 
@@ -70,9 +72,11 @@ def figure_13() -> PaperTable:
     """The network stack: measured by the paper and an input here, so only its ratios are checked."""
     line_rate = 50e9
     rows = (
-        compare_points("latency saved over NCCL", 0.505, 1 - FHBN.round_trip_s / NCCL.round_trip_s, 0.001, "an input"),
-        compare_points("share of the line rate", 0.914, FHBN.efficiency, 0.001, "an input"),
-        compare("FHBN bandwidth (GB/s)", 45.7, FHBN.efficiency * line_rate / 1e9, 0.001, "an input"),
-        compare("NCCL bandwidth (GB/s)", 35.5, NCCL.efficiency * line_rate / 1e9, 0.001, "an input"),
+        compare_points(
+            "latency saved over NCCL", 0.505, 1 - FHBN.round_trip_s / NCCL.round_trip_s, 0.001, note="an input"
+        ),
+        compare_points("share of the line rate", 0.914, FHBN.efficiency, 0.001, note="an input"),
+        compare("FHBN bandwidth (GB/s)", 45.7, FHBN.efficiency * line_rate / 1e9, 0.001, note="an input"),
+        compare("NCCL bandwidth (GB/s)", 35.5, NCCL.efficiency * line_rate / 1e9, 0.001, note="an input"),
     )
     return PaperTable("Fig 13: network", rows)

@@ -7,8 +7,8 @@ from attention_offload.costs.knobs import Knobs
 from attention_offload.costs.operators import attention_time, dense_time, minimum_bandwidth
 from attention_offload.costs.shapes import ModelShape
 from attention_offload.devices import Device
-from attention_offload.paper.comparison import PaperTable, at_least, at_most, compare
 from attention_offload.paper.setups import COMPUTE, MEMORY, paper_shape
+from papers.comparison import PaperTable, at_least, at_most, compare
 
 _BATCHES = (1, 2, 4, 8, 16, 20, 32, 64, 100, 128, 200, 256, 300)
 
@@ -51,7 +51,7 @@ def figure_3(knobs: Knobs) -> PaperTable:
     shape = paper_shape("llama3-70b")
     context = 8192
     filled = COMPUTE.memory_bytes / (shape.kv_bytes_per_token * context)
-    rows = [compare("requests of 8192 tokens that fill an H100", 30, filled, 0.02, "§2.2.2, 'about 30'")]
+    rows = [compare("requests of 8192 tokens that fill an H100", 30, filled, 0.02, note="§2.2.2, 'about 30'")]
     rows += [
         at_least(
             f"MBU at B = 20 on {device.name}", 0.70, bandwidth_utilisation(shape, device, 20, context, knobs), "§2.2.2"

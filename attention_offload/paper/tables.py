@@ -6,7 +6,7 @@ from attention_offload.costs.knobs import FITTED
 from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.errors import OffloadError
 from attention_offload.paper import breakdown, first_version, inputs, profiles, throughput
-from attention_offload.paper.comparison import PaperTable
+from papers.comparison import PaperTable
 
 Traces = Mapping[str, tuple[int, DecodeWorkload]]
 

@@ -7,17 +7,6 @@ from typing import Any
 
 from attention_offload.costs.instances import OffloadedInstance, balanced_count, max_batch
 from attention_offload.costs.knobs import A_PRIORI, FITTED, IDEAL, MODERN, NCCL, Knobs
-from attention_offload.paper.comparison import (
-    NOT_REPRODUCED,
-    REPRODUCED,
-    WHAT_IF,
-    Comparison,
-    PaperTable,
-    at_least,
-    compare,
-    compare_points,
-    statement,
-)
 from attention_offload.paper.setups import (
     COMPUTE,
     EQUAL_COST,
@@ -27,6 +16,17 @@ from attention_offload.paper.setups import (
     fullest_step,
     lamina,
     paper_shape,
+)
+from papers.comparison import (
+    NOT_REPRODUCED,
+    REPRODUCED,
+    WHAT_IF,
+    Comparison,
+    PaperTable,
+    at_least,
+    compare,
+    compare_points,
+    statement,
 )
 
 _GAIN = (0.161, 0.901)
@@ -80,10 +80,19 @@ def figure_10() -> PaperTable:
         most = max(cells, key=lambda cell: cell.gain)
         rows += [
             compare_points(
-                f"smallest gain, {label}", _GAIN[0], min(gains), 0.05, f"{least.model} on {least.trace}", True
+                f"smallest gain, {label}",
+                _GAIN[0],
+                min(gains),
+                0.05,
+                note=f"{least.model} on {least.trace}",
+                order=True,
             ),
-            compare_points(f"largest gain, {label}", _GAIN[1], max(gains), 0.05, f"{most.model} on {most.trace}", True),
-            compare_points(f"mean batch ratio, {label}", _BATCH_RATIO, ratio, 0.1, "both in-flight batches counted"),
+            compare_points(
+                f"largest gain, {label}", _GAIN[1], max(gains), 0.05, note=f"{most.model} on {most.trace}", order=True
+            ),
+            compare_points(
+                f"mean batch ratio, {label}", _BATCH_RATIO, ratio, 0.1, note="both in-flight batches counted"
+            ),
             statement(f"a gain in every cell, {label}", min(gains) > 0, f"mean {statistics.mean(gains):+.1%}"),
         ]
         for cell in cells:
@@ -104,7 +113,15 @@ def _cell_row(cell: Cell) -> Comparison:
     note = f"points outside the range; batch {cell.coupled_batch:.0f} to {cell.offloaded_batch:.0f}, "
     note += f"TBT {cell.coupled_tbt_s * 1e3:.0f} to {cell.offloaded_tbt_s * 1e3:.0f} ms"
     item = f"{cell.model} on {cell.trace}, fitted"
-    return Comparison(item, _range(*_GAIN), f"{cell.gain:+.1%}", outside, 0.05, verdict, note)
+    return Comparison(
+        item=item,
+        paper=_range(*_GAIN),
+        ours=f"{cell.gain:+.1%}",
+        error=outside,
+        tolerance=0.05,
+        verdict=verdict,
+        note=note,
+    )
 
 
 def sensitivity() -> PaperTable:
@@ -133,7 +150,7 @@ def _range_row(name: str, gains: list[float]) -> Comparison:
     misses = sum(gain < 0 for gain in gains)
     off = max(abs(min(gains) - _GAIN[0]), abs(max(gains) - _GAIN[1]))
     note = f"points; mean {mean:+.1%}; {misses} of {len(gains)} cells lose"
-    return Comparison(name, _range(*_GAIN), ours, off, None, WHAT_IF, note)
+    return Comparison(item=name, paper=_range(*_GAIN), ours=ours, error=off, verdict=WHAT_IF, note=note)
 
 
 def _range(low: float, high: float) -> str:
@@ -168,7 +185,7 @@ def figure_11() -> PaperTable:
     long_a = growth("llama-65b", "Kimi-Conv", (2, 4), (4, 4))
     sized = balanced_count(lamina("llama3-70b"), paper_shape("llama3-70b"), 800, context, FITTED, (1, 2, 4, 8))
     rows = (
-        compare("b by the rule t_a = t_m/(n-1), LLaMA3-70B with 800 sequences, Azure-Conv", 4, sized, 0.0, "§4.3"),
+        compare("b by the rule t_a = t_m/(n-1), LLaMA3-70B with 800 sequences, Azure-Conv", 4, sized, 0.0, note="§4.3"),
         at_least("batch of LLaMA3-70B at DOP(2,4), Azure-Conv", 800, batch, "reaches 800"),
         statement("LLaMA3-70B saturates at DOP(2,4), Azure-Conv", more_b < 0.1, f"(2,8) gives {more_b:+.1%}"),
         statement("throughput rises with b before that", from_two > 0.2, f"(2,2) to (2,4) gives {from_two:+.1%}"),

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from attention_offload.paper.comparison import PaperTable, blocked, compare, compare_points, statement
 from kvcache.eviction import LRU
+from papers.comparison import PaperTable, blocked, compare, compare_points, statement
 from serving.conductor import ConductorConfig
 from serving.simulator.config import ClusterConfig
 from serving.simulator.hit_rates import replay_hits
@@ -25,8 +25,10 @@ def figure_9(trace: Trace) -> PaperTable:
     for tokens, paper in FIGURE_9.items():
         ours = replay_hits(trace, LRU(tokens // trace.block_size)).rate
         item = f"{tokens / 1e6:g} M tokens"
-        rows.append(compare_points(item, paper, ours, 0.01, "as the trace shows it", order=True))
-        rows.append(compare_points(f"{item}, corrected", paper, ours + GRANULARITY, 0.02, "plus 0.03 for granularity"))
+        rows.append(compare_points(item, paper, ours, 0.01, note="as the trace shows it", order=True))
+        rows.append(
+            compare_points(f"{item}, corrected", paper, ours + GRANULARITY, 0.02, note="plus 0.03 for granularity")
+        )
     return PaperTable("Figure 9: hit rate by capacity, LRU, conversation", tuple(rows))
 
 
@@ -49,9 +51,15 @@ def figure_10(trace: Trace) -> PaperTable:
     rows = [
         compare_points("global hit rate", 0.375, hit_rate(pooled), 0.03),
         compare_points(
-            "local hit rate, by least TTFT", 0.169, hit_rate(affine), 0.03, "an affinity router: a stronger baseline"
+            "local hit rate, by least TTFT",
+            0.169,
+            hit_rate(affine),
+            0.03,
+            note="an affinity router: a stronger baseline",
         ),
-        compare_points("local hit rate, least loaded", 0.169, hit_rate(weak), 0.03, "no affinity: a weaker baseline"),
+        compare_points(
+            "local hit rate, least loaded", 0.169, hit_rate(weak), 0.03, note="no affinity: a weaker baseline"
+        ),
         compare("global prefill time, s", 1.05, mean_prefill_s(pooled), 0.10),
         compare("local prefill time, by least TTFT, s", 1.38, mean_prefill_s(affine), 0.10, order=True),
         compare("local prefill time, least loaded, s", 1.38, mean_prefill_s(weak), 0.10, order=True),

@@ -1,6 +1,6 @@
 """What needs no trace: the break-even bandwidth of reuse (FAST'25, section 2.2) and the latencies of Figure 14."""
 
-from attention_offload.paper.comparison import PaperTable, compare
+from papers.comparison import PaperTable, compare
 from serving.simulator.performance import mooncake_a800
 
 # Prompt tokens: prefill without and with 95 % cached, KV transfer, loading the cache; seconds.
@@ -23,8 +23,12 @@ def break_even_bandwidth(tokens: int, flops: float) -> float:
 
 def break_even() -> PaperTable:
     rows = [
-        compare("8 x A800, GB/s", 6.0, break_even_bandwidth(8192, 8 * 312e12) / 1e9, 0.05, "prefix of 8,192 tokens"),
-        compare("8 x H800, GB/s", 19.0, break_even_bandwidth(8192, 8 * 989e12) / 1e9, 0.05, "prefix of 8,192 tokens"),
+        compare(
+            "8 x A800, GB/s", 6.0, break_even_bandwidth(8192, 8 * 312e12) / 1e9, 0.05, note="prefix of 8,192 tokens"
+        ),
+        compare(
+            "8 x H800, GB/s", 19.0, break_even_bandwidth(8192, 8 * 989e12) / 1e9, 0.05, note="prefix of 8,192 tokens"
+        ),
     ]
     return PaperTable("Bandwidth from which reuse pays", tuple(rows))
 
@@ -37,8 +41,8 @@ def figure_14() -> PaperTable:
         costs, size = performance.costs, f"{tokens // 1024}k"
         fitted = "in sample: the coefficients were fitted to these points"
         rows += [
-            compare(f"prefill {size}, s", cold_s, costs.prefill_s(tokens, 0), 0.045, fitted),
-            compare(f"prefill {size}, 95 % cached, s", warm_s, costs.prefill_s(tokens, reused), 0.045, fitted),
+            compare(f"prefill {size}, s", cold_s, costs.prefill_s(tokens, 0), 0.045, note=fitted),
+            compare(f"prefill {size}, 95 % cached, s", warm_s, costs.prefill_s(tokens, reused), 0.045, note=fitted),
             compare(f"transfer {size}, s", transfer_s, costs.transfer_s(tokens), 0.05),
             compare(f"load cache {size}, s", load_s, performance.load_token * reused, 0.15),
         ]

@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 
-from attention_offload.paper.comparison import PaperTable, compare, compare_points, statement
+from papers.comparison import PaperTable, compare, compare_points, statement
 from serving.conductor import ConductorConfig, TimeModel
 from serving.simulator.config import ClusterConfig
 from serving.simulator.paper.runs import disaggregated, engine_a800, mean_ttft_s, share_within, vllm
@@ -28,7 +28,7 @@ def figure_1(trace: Trace) -> PaperTable:
             paper,
             share_within(mooncake, limit),
             0.04,
-            "fitted elsewhere to this curve, there without the wait for the batch in the first gap",
+            note="fitted elsewhere to this curve, there without the wait for the batch in the first gap",
         )
         for limit, paper in FIGURE_1.items()
     ]
@@ -39,7 +39,9 @@ def figure_1(trace: Trace) -> PaperTable:
             rows.append(compare_points(f"{label}, share within {limit * 1e3:g} ms", paper, base, 0.04))
             ours = share_within(mooncake, limit) / base - 1
             rows.append(
-                compare_points(f"gain over {label} at {limit * 1e3:g} ms", gain, ours, 0.08, "1 = +100 %", ours > 0)
+                compare_points(
+                    f"gain over {label} at {limit * 1e3:g} ms", gain, ours, 0.08, note="1 = +100 %", order=ours > 0
+                )
             )
     return PaperTable("Figure 1: TBT, conversation, 16 nodes", tuple(rows))
 
@@ -50,7 +52,9 @@ def figure_5(trace: Trace) -> PaperTable:
     for nodes in (8, 6):
         ours = {name: mean_ttft_s(disaggregated(trace, ConductorConfig(placement=name), nodes)) for name in paper}
         rows += [
-            compare(f"{name}, {nodes} prefill nodes, s", value, ours[name], 0.15, "node count unpublished", order=True)
+            compare(
+                f"{name}, {nodes} prefill nodes, s", value, ours[name], 0.15, note="node count unpublished", order=True
+            )
             for name, value in paper.items()
         ]
         ordered = ours["kvcache_centric"] < ours["cache_aware"] < ours["least_loaded"] < ours["random"]
@@ -64,12 +68,14 @@ def figure_13(trace: Trace) -> PaperTable:
     """arXiv: 10P+10D against 20 coupled nodes; the conversation trace stands in for the unpublished one."""
     note = "another trace than the paper's"
     mooncake = share_within(disaggregated(trace, None, 10, 10).outcomes, 0.1)
-    rows = [compare_points("Mooncake, share within 0.1 s", 0.9978, mooncake, 0.04, note)]
+    rows = [compare_points("Mooncake, share within 0.1 s", 0.9978, mooncake, 0.04, note=note)]
     for scale, label in ((1.0, "vLLM"), (2.0, "vLLM, decode x2 (a fudge)")):
         base = share_within(vllm(trace, 20, scale).outcomes, 0.1)
-        rows.append(compare_points(f"{label}, share within 0.1 s", 0.5704, base, 0.04, note, base < mooncake))
+        rows.append(
+            compare_points(f"{label}, share within 0.1 s", 0.5704, base, 0.04, note=note, order=base < mooncake)
+        )
         gain = mooncake / base - 1
-        rows.append(compare_points(f"gain over {label}", 0.75, gain, 0.08, note, gain > 0))
+        rows.append(compare_points(f"gain over {label}", 0.75, gain, 0.08, note=note, order=gain > 0))
     return PaperTable("arXiv Figure 13: the 75 % claim, 20 nodes", tuple(rows))
 
 
@@ -94,10 +100,10 @@ def figure_12(seed: int, count: int = 400) -> PaperTable:
             note = f"limits {limits[0]:.3g} s, {limits[1] * 1e3:.3g} ms from two systems: [2P+2D] left out"
             where = f"{label}, {grid_name}"
             rows += [
-                compare(f"Mooncake [3P+1D], {where}, req/s", 1.25, best[0], 0.0, note, order=best[0] > best[1]),
-                compare(f"vLLM [4M], {where}, req/s", 0.2, best[1], 0.0, note, order=best[0] > best[1]),
+                compare(f"Mooncake [3P+1D], {where}, req/s", 1.25, best[0], 0.0, note=note, order=best[0] > best[1]),
+                compare(f"vLLM [4M], {where}, req/s", 0.2, best[1], 0.0, note=note, order=best[0] > best[1]),
                 compare_points(
-                    f"gain, {where}", 5.25, best[0] / best[1] - 1, 0.1, "the 525 % claim", best[0] > best[1]
+                    f"gain, {where}", 5.25, best[0] / best[1] - 1, 0.1, note="the 525 % claim", order=best[0] > best[1]
                 ),
             ]
         curves += [

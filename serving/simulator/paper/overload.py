@@ -5,10 +5,10 @@ from collections import Counter
 
 import numpy as np
 
-from attention_offload.paper.comparison import Comparison, PaperTable, compare, statement
+from papers.comparison import Comparison, PaperTable, compare, statement
+from papers.confidence import difference, gain, verdict
 from serving.conductor import ConductorConfig
 from serving.simulator.config import ClusterConfig
-from serving.simulator.paper.confidence import difference, gain, word
 from serving.simulator.paper.runs import SLOS, disaggregated, mean_ttft_s
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.recorder import Recorder
@@ -34,7 +34,7 @@ def table_3(path: pathlib.Path) -> PaperTable:
             f"wasted prefill {result.wasted_prefill_s:.0f} s, load std {np.std(loads[0]):.2f} prefill and "
             f"{np.std(loads[1]):.2f} decode, correlation {np.corrcoef(loads)[0, 1]:.2f}; another trace"
         )
-        rows.append(compare(f"{admission}, rejected share", paper, rejected[admission], 0.1, note))
+        rows.append(compare(f"{admission}, rejected share", paper, rejected[admission], 0.1, note=note))
     ordered = rejected["baseline"] > rejected["early_rejection"] > rejected["predicted"]
     rows.append(statement("baseline > early rejection > prediction", ordered, "rejected requests"))
     less = wasted["baseline"] >= wasted["early_rejection"] >= wasted["predicted"]
@@ -107,5 +107,9 @@ def placements(path: pathlib.Path, seeds: int) -> PaperTable:
         theirs, ours = (float(np.mean(values)) for values in ttfts.values())
         note = f"seconds saved {mean:+.3f} +- {half:.3f} over {seeds} seeds"
         item = f"{bandwidth / 1e9:g} GB/s, {prefill}P"
-        rows.append(Comparison(item, theirs, ours, ours / theirs - 1, None, word(mean, half), note))
+        rows.append(
+            Comparison(
+                item=item, paper=theirs, ours=ours, error=ours / theirs - 1, verdict=verdict(mean, half), note=note
+            )
+        )
     return PaperTable("Beyond the paper: mean TTFT of `marginal` against Algorithm 1, s", tuple(rows))

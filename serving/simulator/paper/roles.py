@@ -4,9 +4,9 @@ import itertools
 import pathlib
 from collections.abc import Callable
 
-from attention_offload.paper.comparison import Comparison, PaperTable
+from papers.comparison import Comparison, PaperTable
+from papers.confidence import gain
 from serving.conductor import ConductorConfig, RoleConfig
-from serving.simulator.paper.confidence import gain
 from serving.simulator.paper.runs import SLOS, disaggregated
 from serving.workload.outcomes import totals
 from serving.workload.requests import Trace

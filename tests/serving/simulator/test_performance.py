@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from attention_offload.paper.comparison import REPRODUCED
+from papers.comparison import REPRODUCED
 from serving.simulator.cache import EVICTIONS, NodeCache
 from serving.simulator.config import ClusterConfig
 from serving.simulator.decode_table import DecodeTable

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.simulator.paper.confidence import difference, gain
+from papers.confidence import difference, gain
 
 
 @pytest.mark.parametrize("seeds", [2, 5, 10])

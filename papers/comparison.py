@@ -9,15 +9,25 @@ REPRODUCED, ORDER_ONLY, NOT_REPRODUCED, BLOCKED = "reproduced", "order only", "n
 WHAT_IF = "what if"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A row of `result.json`; `error` and `tolerance` are relative unless the note says points."""
+    """One row of a paper's table in `result.json`.
+
+    Attributes:
+        item: what is compared, with its unit.
+        paper: the paper's number, or its claim in words.
+        ours: our number; `None` where it cannot be computed.
+        error: relative, or in points where the note says so; negative when ours is smaller. `None` where there is none.
+        tolerance: the largest `error` that counts as reproduced, or the rule in words.
+        verdict: `REPRODUCED`, `ORDER_ONLY`, `NOT_REPRODUCED`, `BLOCKED`, `WHAT_IF` or one of `papers.confidence`.
+        note: where the paper says it, and under which conditions ours holds.
+    """
 
     item: str
     paper: float | str
     ours: float | str | None
-    error: float | None
-    tolerance: float | None
+    error: float | None = None
+    tolerance: float | str | None = None
     verdict: str
     note: str = ""
 
@@ -31,25 +41,27 @@ class PaperTable:
     curves: tuple[Mapping[str, Any], ...] = ()
 
 
-def compare(item: str, paper: float, ours: float, tolerance: float, note: str = "", order: bool = False) -> Comparison:
-    """Within a relative tolerance of the paper's number; else "order only" where the paper's direction holds."""
+def compare(
+    item: str, paper: float, ours: float, tolerance: float, *, note: str = "", order: bool = False
+) -> Comparison:
+    """Allows a relative error of `tolerance`; beyond it "order only" where `order`, the paper's direction, holds."""
     return _judge(item, paper, ours, ours / paper - 1, tolerance, note, order)
 
 
 def compare_points(
-    item: str, paper: float, ours: float, tolerance: float, note: str = "", order: bool = False
+    item: str, paper: float, ours: float, tolerance: float, *, note: str = "", order: bool = False
 ) -> Comparison:
-    """Within an absolute tolerance, for shares: 0.05 is five percentage points."""
+    """As `compare`, with an absolute error, for shares: 0.05 is five percentage points."""
     return _judge(item, paper, ours, ours - paper, tolerance, f"points; {note}" if note else "points", order)
 
 
 def at_most(item: str, limit: float, ours: float, note: str = "") -> Comparison:
-    """The paper says that it stays below `limit`."""
+    """Reproduced where `ours` stays within the paper's upper bound."""
     return _judge(item, limit, ours, max(ours / limit - 1, 0.0), 0.0, f"at most; {note}" if note else "at most", False)
 
 
 def at_least(item: str, limit: float, ours: float, note: str = "") -> Comparison:
-    """The paper says that it reaches `limit`."""
+    """Reproduced where `ours` reaches the paper's lower bound."""
     return _judge(
         item, limit, ours, min(ours / limit - 1, 0.0), 0.0, f"at least; {note}" if note else "at least", False
     )
@@ -57,15 +69,16 @@ def at_least(item: str, limit: float, ours: float, note: str = "") -> Comparison
 
 def statement(item: str, holds: bool, note: str) -> Comparison:
     """A claim in words: "yes" in the paper, yes or no with us."""
-    return Comparison(item, "yes", "yes" if holds else "no", None, None, REPRODUCED if holds else NOT_REPRODUCED, note)
+    verdict = REPRODUCED if holds else NOT_REPRODUCED
+    return Comparison(item=item, paper="yes", ours="yes" if holds else "no", verdict=verdict, note=note)
 
 
 def blocked(item: str, paper: float | str, note: str) -> Comparison:
     """What cannot be computed here, and why."""
-    return Comparison(item, paper, None, None, None, BLOCKED, note)
+    return Comparison(item=item, paper=paper, ours=None, verdict=BLOCKED, note=note)
 
 
 def _judge(item: str, paper: float, ours: float, error: float, tolerance: float, note: str, order: bool) -> Comparison:
     # A bound met exactly, up to rounding, is met.
     verdict = REPRODUCED if abs(error) <= tolerance + 1e-12 else ORDER_ONLY if order else NOT_REPRODUCED
-    return Comparison(item, paper, ours, error, tolerance, verdict, note)
+    return Comparison(item=item, paper=paper, ours=ours, error=error, tolerance=tolerance, verdict=verdict, note=note)
