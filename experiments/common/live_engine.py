@@ -10,6 +10,7 @@ from serving.engine import Request, RequestRefusedError, TokenEvent
 from serving.engine.engine import Engine
 from serving.simulator.calibration import StepSample
 from serving.simulator.dry_engine import DryEngine, engine_request
+from serving.token_times import TokenTimes
 from serving.workload.outcomes import COMPLETED, REJECTED, RequestOutcome, tbt_s
 from serving.workload.prompts import prompt_tokens
 from serving.workload.requests import Trace, TraceRequest
@@ -87,16 +88,6 @@ def step_samples(dry: DryEngine, steps: Sequence[MeasuredStep], clock: str) -> l
     return samples
 
 
-@dataclasses.dataclass(slots=True)
-class _Progress:
-    request: TraceRequest
-    tokens: int = 0
-    first_token_s: float = 0.0
-    last_token_s: float = 0.0
-    hit_tokens: int = 0
-    gaps_s: list[float] = dataclasses.field(default_factory=list)
-
-
 class LiveEngine:
     """A `TraceServer`. `steps` are those of the last trace."""
 
@@ -117,7 +108,7 @@ class LiveEngine:
         salt = str(time.monotonic_ns())
         requests = [self._request(request, trace.block_size, salt) for request in trace.requests]
         coming = deque(zip(trace.requests, requests, strict=True))
-        running: dict[str, _Progress] = {}
+        running: dict[str, tuple[TraceRequest, TokenTimes]] = {}
         outcomes: dict[int, RequestOutcome] = {}
         self.steps = []
         clock = self._clock()
@@ -131,7 +122,7 @@ class LiveEngine:
                 except RequestRefusedError:
                     outcomes[request.id] = _refused(request, now)
                 else:
-                    running[prompt.id] = _Progress(request)
+                    running[prompt.id] = (request, TokenTimes())
                     added.append(prompt)
             if not self._engine.has_work:
                 if coming:
@@ -141,7 +132,7 @@ class LiveEngine:
             self.steps.append(step)
             now = clock.now()
             for event in events:
-                if outcome := _token(running[event.request_id], event, now):
+                if outcome := _token(*running[event.request_id], event, now):
                     del running[event.request_id]
                     outcomes[outcome.id] = outcome
                     if self._progress:
@@ -154,29 +145,26 @@ class LiveEngine:
         return dataclasses.replace(made, salt=salt)
 
 
-def _token(progress: _Progress, event: TokenEvent, now: float) -> RequestOutcome | None:
-    """Books a token; the outcome once it was the last."""
-    request = progress.request
-    progress.tokens += 1
-    if progress.tokens == 1:
-        progress.first_token_s, progress.hit_tokens = now, event.cached_tokens
-    else:
-        progress.gaps_s.append(now - progress.last_token_s)
-    progress.last_token_s = now
+def _token(request: TraceRequest, times: TokenTimes, event: TokenEvent, now: float) -> RequestOutcome | None:
+    """Records a token; returns the outcome of the request with its last token."""
+    if times.first_s is None:
+        times.cached_tokens = event.cached_tokens
+    times.record(now)
     if event.finish_reason is None:
         return None
+    assert times.first_s is not None
     return RequestOutcome(
-        request.id,
-        request.arrival_s,
-        request.input_tokens,
-        progress.tokens,
-        progress.first_token_s - request.arrival_s,
-        tbt_s(progress.gaps_s),
-        progress.hit_tokens,
-        "live",
-        "live",
-        COMPLETED,
-        now,
+        id=request.id,
+        arrival_s=request.arrival_s,
+        input_tokens=request.input_tokens,
+        output_tokens=times.tokens,
+        ttft_s=times.first_s - request.arrival_s,
+        tbt_s=tbt_s(times.gaps_s),
+        hit_tokens=times.cached_tokens,
+        prefill="live",
+        decode="live",
+        outcome=COMPLETED,
+        finished_s=now,
     )
 
 

@@ -142,10 +142,10 @@ def _event(content: dict[str, Any]) -> bytes:
 def _usage(submission: Submission) -> dict[str, Any]:
     """Tokens so far. Choices of one prompt compute it once each; as with OpenAI it counts once per prompt."""
     streams = submission.streams
-    prompts = {stream.request.prompt: stream.cached_tokens for stream in reversed(streams)}
+    prompts = {stream.request.prompt: stream.times.cached_tokens for stream in reversed(streams)}
     return usage(
         sum(len(prompt) for prompt in prompts),
-        sum(stream.tokens for stream in streams),
+        sum(stream.times.tokens for stream in streams),
         sum(prompts.values()),
     )
 

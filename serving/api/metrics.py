@@ -19,7 +19,7 @@ _TOKEN_BUCKETS = tuple(2**power for power in range(18))
 
 
 class ServerMetrics:
-    """Histograms of requests and the engine's statistics, in a registry of their own. An `Observer` of a `Backend`."""
+    """An `Observer` of a `Backend`: histograms of requests and the engine's statistics, in a registry of its own."""
 
     def __init__(self, model_name: str, max_model_len: int) -> None:
         self._engine = _EngineCollector(model_name, max_model_len)
@@ -48,18 +48,19 @@ class ServerMetrics:
         self._model_name = model_name
 
     def stepped(self, stats: EngineStats) -> None:
-        """The engine has computed a step."""
+        """Keeps the engine's statistics after a step."""
         self._engine.stats = stats
 
     def token(self, stream: TokenStream) -> None:
-        """A token of `stream` has come."""
-        if stream.gaps_s:
-            self._gap.observe(stream.gaps_s[-1])
-        elif stream.first_token_s is not None:
-            self._ttft.observe(stream.first_token_s - stream.submission.submitted_s)
+        """Observes the latest token of `stream`."""
+        times = stream.times
+        if times.gaps_s:
+            self._gap.observe(times.gaps_s[-1])
+        elif times.first_s is not None:
+            self._ttft.observe(times.first_s - stream.submission.submitted_s)
 
     def ended(self, stream: TokenStream, now_s: float) -> None:
-        """`stream` has finished or was given up."""
+        """Counts `stream`, which has finished or was aborted; observes its latencies if it finished."""
         self._ended.labels(self._model_name, stream.finish_reason or "abort").inc()
         if stream.finish_reason not in ("stop", "length"):
             return
@@ -67,19 +68,19 @@ class ServerMetrics:
         self._recent_s.append(latency_s)
         self._latency.observe(latency_s)
         self._prompt.observe(len(stream.request.prompt))
-        self._generated.observe(stream.tokens)
-        if (tbt := tbt_s(stream.gaps_s)) is not None:
+        self._generated.observe(stream.times.tokens)
+        if (tbt := tbt_s(stream.times.gaps_s)) is not None:
             self._tbt.observe(tbt)
 
     def seconds_until_a_place(self) -> float:
-        """When one of the running requests may end, judged by the last ones: what `Retry-After` says."""
+        """Predicts seconds until a running request ends, from the latest 64 latencies; sent as `Retry-After`."""
         if not self._recent_s:
             return 1.0
         mean_s = sum(self._recent_s) / len(self._recent_s)
         return min(60.0, mean_s / max(1, self._engine.stats.running))
 
     def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 

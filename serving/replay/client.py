@@ -11,6 +11,7 @@ import httpx
 
 from serving.replay.errors import ReplayError
 from serving.replay.scrape import ServerCounters
+from serving.token_times import TokenTimes
 
 _CONNECT_S = 10.0
 
@@ -23,41 +24,32 @@ class ServedModel:
     max_tokens: int | None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Answer:
-    """What has come of one request. Times are in seconds on the event loop's clock.
+    """A server's answer to one request, so far.
 
     Attributes:
         status: of HTTP; 0 where no answer came.
-        error: why there are no more tokens, if that is not because the answer ended; "" otherwise.
-        first_s, last_s: when the first and the latest tokens came.
-        gaps_s: seconds between consecutive tokens; those that came in one piece have gaps of 0.
-        tokens: tokens generated.
-        cached_tokens: prompt tokens whose KV was reused; `None` where the server does not tell.
+        error: why the answer ended early; "" if it did not.
+        times: arrival times of the tokens, in seconds on the event loop's clock.
+        tokens: tokens generated, as the server counts them.
+        cached_tokens: prompt tokens whose KV was reused; `None` where the server does not report them.
         pieces: events of the stream that carried tokens.
     """
 
     status: int = 0
     error: str = ""
-    first_s: float | None = None
-    last_s: float | None = None
-    gaps_s: list[float] = dataclasses.field(default_factory=list)
+    times: TokenTimes = dataclasses.field(default_factory=TokenTimes)
     tokens: int = 0
     cached_tokens: int | None = None
     pieces: int = 0
 
     def add(self, tokens: int, now_s: float) -> None:
-        """So many more tokens, which came together."""
-        if not tokens:
-            return
-        self.pieces += 1
-        self.tokens += tokens
-        if self.last_s is None:
-            self.first_s = now_s
-        else:
-            self.gaps_s.append(now_s - self.last_s)
-        self.gaps_s += [0.0] * (tokens - 1)
-        self.last_s = now_s
+        """Adds `tokens` tokens that came in one event; nothing for an event without tokens."""
+        if tokens > 0:
+            self.pieces += 1
+            self.tokens += tokens
+            self.times.record(now_s, tokens)
 
 
 class ServerClient:
@@ -136,9 +128,9 @@ class ServerClient:
                     if "error" in event:
                         answer.error = _message(event)
                         break
-                    first = answer.first_s is None
+                    first = answer.times.first_s is None
                     _count(answer, event, clock())
-                    if first and answer.first_s is not None:
+                    if first and answer.times.first_s is not None:
                         on_first_token()
         except httpx.TransportError as error:
             answer.error = f"{type(error).__name__}: {error}".rstrip(": ")
