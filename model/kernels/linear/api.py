@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from model.kernels import target
 from model.kernels.linear import cpu_ffi, xla
 
 _BACKENDS: dict[str, types.ModuleType] = {"cpu_ffi": cpu_ffi, "xla": xla}
@@ -51,7 +52,7 @@ def grouped_linear(x: jax.Array, weights: jax.Array, which: jax.Array, implement
         return _grouped(x, weights, which, implementation)
     if x.shape[1] > cpu_ffi.rows_it_wins(weights) or cpu_ffi.unsupported(x, weights):
         return _grouped(x, weights, which, "xla")
-    if jax.default_backend() == "cpu":
+    if target.platform() == "cpu":
         return _grouped(x, weights, which, "cpu_ffi")
     on = {"cpu": "cpu_ffi", "default": "xla"}
     branches = {name: functools.partial(_grouped, implementation=backend) for name, backend in on.items()}

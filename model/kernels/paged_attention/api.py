@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, target, tuning, xla
+from model.kernels import target
+from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, tuning, xla
 from model.kernels.paged_attention.problem import (
     Blocks,
     KVPool,

@@ -7,7 +7,7 @@ each tile, whatever their place in the batch, and puts the results back.
 import jax
 import jax.numpy as jnp
 
-from model.kernels.paged_attention import target
+from model.kernels import target
 from model.kernels.paged_attention.mosaic_gpu import decode, device, prefill
 from model.kernels.paged_attention.mosaic_gpu.tiles import LEAST_SCALE, TILE, Tile
 from model.kernels.paged_attention.problem import Pools, Problem, Ragged, plain

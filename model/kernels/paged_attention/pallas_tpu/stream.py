@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from model.kernels.paged_attention import target
+from model.kernels import target
 from model.kernels.paged_attention.merge import merge
 from model.kernels.paged_attention.problem import Pools, Problem
 

@@ -6,16 +6,13 @@ kept away from tests that want CPU devices.
 
 import dataclasses
 import json
-import pathlib
 import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.kernels.paged_attention import paged_attention, pool_shape, scales_shape, write_and_attend
+from tests.ahead_of_time import compile_for
 from tests.model.kernels.paged_attention.cases import Batch, Cache, QuantizedCache
 
 
@@ -54,20 +51,21 @@ CASES = (
 
 def compile_case(case: Case) -> dict[str, int]:
     """Bytes of one attention, or of `layers` in turn that write their KV and attend it."""
-    described = (pathlib.Path(__file__).parent / f"{case.gpu}.txtpb").read_text()
-    topology = topologies.get_topology_desc(platform="cuda", target_config=described, topology="1x1x1")
-    mesh = Mesh(np.array(topology.devices), ("x",))
-    here = NamedSharding(mesh, PartitionSpec())
     rows = 33 if case.tokens > 1 else 1
-
-    def like(shape, dtype=case.dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
-
-    q = like((case.tokens, case.q_heads, case.head_dim))
     shape = (max(case.layers, 1) * case.pages, case.kv_heads, case.page_size, case.head_dim)
-    pool = like(pool_shape(*shape) if case.layers else shape, case.kv_dtype or case.dtype)
-    scale = () if case.kv_dtype is None else (like(scales_shape(*shape[:3]), jnp.float32),) * 2
-    ragged = like((rows, 64), jnp.int32), like((rows,), jnp.int32), like((rows + 1,), jnp.int32)
+    pool = jax.ShapeDtypeStruct(pool_shape(*shape) if case.layers else shape, case.kv_dtype or case.dtype)
+
+    def arguments(sharding):
+        def like(shape, dtype):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+        q = like((case.tokens, case.q_heads, case.head_dim), case.dtype)
+        pools = [like(pool.shape, pool.dtype)] * 2
+        ragged = like((rows, 64), jnp.int32), like((rows,), jnp.int32), like((rows + 1,), jnp.int32)
+        scales = [] if case.kv_dtype is None else [like(scales_shape(*shape[:3]), jnp.float32)] * 2
+        slots = [like((case.tokens,), jnp.int32)] if case.layers else []
+        return [q, *pools, *ragged, *scales, *slots]
+
     options = {"sliding_window": case.sliding_window, "soft_cap": case.soft_cap, "implementation": "mosaic_gpu"}
 
     def attend(q, k, v, table, lengths, starts, *scales):
@@ -83,12 +81,9 @@ def compile_case(case: Case) -> dict[str, int]:
             cache = Cache(*pools)
         return q, cache
 
-    function, arguments = (attend, scale) if not case.layers else (layers, (like((case.tokens,), jnp.int32),))
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        traced = jax.jit(function, donate_argnums=(1, 2)).trace(q, pool, pool, *ragged, *arguments)
-        compiled = traced.lower(lowering_platforms=("cuda",)).compile()
+    compiled = compile_for("cuda", case.gpu, layers if case.layers else attend, arguments, donate=(1, 2))
     bytes_of = compiled.memory_analysis()
-    return {"temp": bytes_of.temp_size_in_bytes, "pool": 2 * int(np.prod(pool.shape)) * pool.dtype.itemsize}
+    return {"temp": bytes_of.temp_size_in_bytes, "pool": 2 * pool.size * pool.dtype.itemsize}
 
 
 if __name__ == "__main__":

@@ -1,23 +1,16 @@
 """The TPU kernels, compiled for chips that are not here: does Mosaic take them, what memory and traffic they cost."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.kernels.paged_attention import write_and_attend
+from tests import ahead_of_time
 from tests.model.kernels.paged_attention import cases
 from tests.model.kernels.paged_attention.tpu_cases import CHUNKS, DECODES, Step, write_and_attend_in_every_layer
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="no libtpu, the compiler for TPUs: pip install '.[tpu-aot]'"
-)
 CHIPS = ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"]
 every_chip = pytest.mark.parametrize("chip", CHIPS)
 
@@ -43,26 +36,12 @@ def on_chips(names, slow: set[str]):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_tpu_here():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
-        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        patch.setenv("TPU_LOG_DIR", "disabled")
-        # What is compiled for a device that is not here can be stored, but not read back.
-        cached = jax.config.jax_enable_compilation_cache
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()
+    ahead_of_time.skip_without_compiler("tpu")
+    with ahead_of_time.no_accelerator_here():
         yield
-        jax.config.update("jax_enable_compilation_cache", cached)
-        compilation_cache.reset_cache()
 
 
-def compile_for(chip: str, function, arguments, donate: tuple[int, ...] = ()):
-    """`function` compiled for one device of `chip`; `arguments(sharding)` makes the shapes of its arguments."""
-    devices = topologies.get_topology_desc(chip, platform="tpu").devices
-    mesh = Mesh(np.array(devices[:1]), ("x",))
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        traced = jax.jit(function, donate_argnums=donate).trace(*arguments(NamedSharding(mesh, PartitionSpec())))
-        return traced.lower(lowering_platforms=("tpu",)).compile()
+compile_for = functools.partial(ahead_of_time.compile_for, "tpu")
 
 
 @on_chips(DECODES, {"fp8", "int8, page 128", "int8, page 32"})
