@@ -10,68 +10,24 @@ from jax.sharding import Mesh, NamedSharding
 from kvcache.layout import KVLayout
 from kvcache.paged_cache import PagedKVCache
 from model.config import ModelConfig
-from model.kernels.paged_attention import write_and_attend
-from model.sharding import KV_SPEC, shard_attend, shard_model
-from model.transformer import Attend, Definition, Transformer, merge, split
+from model.sharding import KV_SPEC, shard_model
+from model.transformer import Definition, Transformer, split
 from serving.engine.batch import StepInputs
 from serving.engine.buckets import Bucket
 from serving.engine.errors import EngineError
+from serving.engine.step import compute_step
 from serving.engine.types import EngineConfig
 
 _DEFAULT_KV_BYTES = 1 << 30
 _FREE_MEMORY_SHARE = 0.9
 
 
-def paged_attend(
-    config: ModelConfig, layout: KVLayout, inputs: StepInputs, bucket: Bucket, implementation: str | None
-) -> Attend:
-    """Attention of one step over the paged cache: writes this step's KV, then attends decode rows and prompt chunks."""
-    decode = bucket.decode_rows
-
-    def attend(layer: int, q: Array, k: Array, v: Array, cache: PagedKVCache) -> tuple[Array, PagedKVCache]:
-        first_page = layer * layout.num_pages
-        slots = jnp.where(inputs.slots < 0, -1, inputs.slots + first_page * layout.page_size)
-        starts = jnp.concatenate([jnp.arange(decode, dtype=jnp.int32), decode + inputs.prefill_starts])
-        # One call for all rows: a second one that writes what the first has read would copy the pool on some backends.
-        out, pool_k, pool_v = write_and_attend(
-            q,
-            k,
-            v,
-            slots,
-            cache,
-            inputs.page_table + first_page,
-            inputs.lengths,
-            starts,
-            max_query_len=bucket.prefill_tokens if bucket.prefill_rows else 1,
-            sliding_window=config.window(layer),
-            implementation=implementation,
-        )
-        return out, PagedKVCache(pool_k, pool_v, layout)
-
-    return attend
-
-
-def _forward(
-    definition: Definition,
-    config: ModelConfig,
-    mesh: Mesh | None,
-    bucket: Bucket,
-    implementation: str | None,
-    weights: tuple[Array, ...],
-    cache: PagedKVCache,
-    inputs: StepInputs,
-) -> tuple[Array, PagedKVCache]:
-    """One step: logits float32 [R, V] of each row's last token, and the cache with this step's KV."""
-    model = merge(definition, weights)
-    attend = shard_attend(paged_attend(config, cache.layout, inputs, bucket, implementation), mesh)
-    hidden_TxD, cache = model(inputs.tokens, inputs.positions, attend, cache)
-    return model.logits(hidden_TxD[inputs.last]), cache
-
-
 @functools.lru_cache(maxsize=16)
 def _step(definition: Definition, config: ModelConfig, mesh: Mesh | None) -> jax.stages.Wrapped:
     """The jitted step, one for all engines of the same model: what one has compiled, the others have too."""
-    return jax.jit(functools.partial(_forward, definition, config, mesh), static_argnums=(0, 1), donate_argnums=(3,))
+    return jax.jit(
+        functools.partial(compute_step, definition, config, mesh), static_argnums=(0, 1), donate_argnums=(3,)
+    )
 
 
 class ModelRunner:
