@@ -9,16 +9,16 @@ from serving.api.streams import Submission, TokenStream
 from serving.engine.types import TokenEvent
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextDelta:
-    """What one or more tokens add to a choice.
+    """Text that one or more tokens add to a choice.
 
     Attributes:
         choice: index of the choice.
         text: new text; empty while a character or a possible stop string is incomplete.
         tokens: the tokens, in order.
-        finish_reason: `stop` or `length` with the last delta of a choice.
-        stop_reason: the stop string or the stop token id that ended it, where one did (as vLLM reports it).
+        finish_reason: `stop` or `length` in the last delta of a choice.
+        stop_reason: the stop string or the stop token id that ended the choice, where one did (as in vLLM).
     """
 
     choice: int
@@ -29,7 +29,7 @@ class TextDelta:
 
 
 class _Choice:
-    """The text of one request so far."""
+    """Decodes the tokens of one request."""
 
     def __init__(self, index: int, stream: TokenStream, tokenizer: Tokenizer, include_stop: bool) -> None:
         self._index = index
@@ -42,7 +42,7 @@ class _Choice:
 
     def push(self, event: TokenEvent) -> TextDelta:
         self._tokens += 1
-        # The token that ended the request is no part of the text.
+        # A stop token has no text.
         text = "" if event.finish_reason == "stop" else self._decoder.push(event.token)
         if event.finish_reason is not None:
             text += self._decoder.finish()
@@ -51,13 +51,20 @@ class _Choice:
         if self._stops.matched is not None:
             self.done = True
             text += self._stops.matched if self._include_stop else ""
-            return TextDelta(self._index, text, (event,), "stop", self._stops.matched)
+            return self._delta(text, event, "stop", self._stops.matched)
         if event.finish_reason is None:
-            return TextDelta(self._index, text, (event,))
+            return self._delta(text, event)
         self.done = True
         stopped_by = event.token if event.token in self._sampling.stop_token_ids else None
         stop_reason = stopped_by if event.finish_reason == "stop" else None
-        return TextDelta(self._index, text + self._stops.finish(), (event,), event.finish_reason, stop_reason)
+        return self._delta(text + self._stops.finish(), event, event.finish_reason, stop_reason)
+
+    def _delta(
+        self, text: str, event: TokenEvent, finish_reason: str | None = None, stop_reason: str | int | None = None
+    ) -> TextDelta:
+        return TextDelta(
+            choice=self._index, text=text, tokens=(event,), finish_reason=finish_reason, stop_reason=stop_reason
+        )
 
 
 async def text_deltas(
@@ -87,11 +94,11 @@ async def text_deltas(
 
 
 def joined(deltas: Sequence[TextDelta]) -> TextDelta:
-    """Several deltas of one choice as one."""
+    """Joins consecutive deltas of one choice into one."""
     return TextDelta(
-        deltas[0].choice,
-        "".join(delta.text for delta in deltas),
-        tuple(token for delta in deltas for token in delta.tokens),
-        deltas[-1].finish_reason,
-        deltas[-1].stop_reason,
+        choice=deltas[0].choice,
+        text="".join(delta.text for delta in deltas),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        finish_reason=deltas[-1].finish_reason,
+        stop_reason=deltas[-1].stop_reason,
     )

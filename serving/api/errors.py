@@ -14,12 +14,12 @@ from serving.conductor.types import Rejection
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """An error that answers a request.
 
     Attributes:
         status: HTTP status.
-        param: the field of the request at fault, where there is one.
-        code: OpenAI's machine-readable reason, where it has one (`model_not_found`, `context_length_exceeded`).
+        param: name of the field at fault, where there is one.
+        code: machine-readable reason; OpenAI's where OpenAI has one (`model_not_found`, `context_length_exceeded`).
         retry_after_s: seconds after which a retry may succeed; sent as `Retry-After`, rounded up.
         rejection: admission control's prediction, where that is why.
     """
@@ -55,18 +55,18 @@ class ApiError(Exception):
         return "server_error" if self.status >= 500 else "invalid_request_error"
 
     def response(self) -> JSONResponse:
-        """This error as an answer."""
+        """Returns the HTTP response."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
         return JSONResponse(self.body, self.status, headers)
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:
-    """A request that can never be served as it is."""
+    """Returns the 400 for a request that can never be served as it is."""
     return ApiError(400, message, param=param)
 
 
 def rejected(message: str, rejection: Rejection) -> ApiError:
-    """A request that admission control rejected; it may be sent again."""
+    """Returns the 429 for a request that admission control rejected, and that may be sent again."""
     return ApiError(429, message, code="rejected", retry_after_s=rejection.retry_after_s, rejection=rejection)
 
 
@@ -95,10 +95,10 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _problem(item: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The field at fault and what is wrong with it."""
+    """Returns the field at fault and what is wrong with it."""
     if item["type"] == "json_invalid":
         return None, f"The body is not JSON: {item['ctx']['error']} at character {item['loc'][-1]}"
-    # Members of a union (`prompt` may be a string or a list) report under the name of the type tried.
+    # pydantic adds the tag of a union's member ("a text") to the path: no field has such a name.
     path = [str(part) for part in item["loc"][1:] if isinstance(part, int) or part.isidentifier()]
     if not path:
         return None, f"The body: {item['msg']}"
@@ -125,5 +125,5 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
-    # Starlette raises the error again after this answer, so the server logs it with its traceback.
+    # Starlette re-raises the error after this response, so that the server logs its traceback.
     return ApiError(500, f"The server failed on this request: {type(error).__name__}: {error}").response()

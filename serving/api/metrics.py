@@ -85,7 +85,7 @@ class ServerMetrics:
 
 
 class _EngineCollector(Collector):
-    """The engine's statistics after its latest step."""
+    """Exports the engine's statistics after its latest step."""
 
     def __init__(self, model_name: str, max_model_len: int) -> None:
         self._model_name = model_name
@@ -98,7 +98,7 @@ class _EngineCollector(Collector):
         cached = stats.pages_cached / stats.pages_total if stats.pages_total else 0.0
         for name, text, value in (
             ("num_requests_running", "Requests that are being computed.", stats.running),
-            ("num_requests_waiting", "Requests that wait for a place.", stats.waiting),
+            ("num_requests_waiting", "Requests that wait to be admitted.", stats.waiting),
             ("kv_cache_usage_perc", "Share of KV pages held by requests, 0 to 1.", used),
             ("kv_cache_reusable_perc", "Share of KV pages kept for reuse that no request holds, 0 to 1.", cached),
             ("max_model_len", "Most tokens of one request, prompt and output.", self._max_model_len),
@@ -113,7 +113,7 @@ class _EngineCollector(Collector):
             ("prefix_cache_hits", "Prompt tokens whose KV came from the prefix cache.", stats.prefix_hit_tokens),
             (
                 "num_preemptions",
-                "Requests that gave their pages up to others and were computed again.",
+                "Preemptions: a request lost its pages to others and is computed again.",
                 stats.preemptions,
             ),
             ("engine_steps", "Steps of the engine.", stats.steps),

@@ -1,4 +1,4 @@
-"""From a request's body to the engine's requests: tokenise, check the length, spread over choices."""
+"""Turns a request's body into the engine's requests: tokenises, checks lengths, makes one request per choice."""
 
 import asyncio
 import dataclasses
@@ -13,7 +13,7 @@ from serving.engine.types import Request
 
 
 async def completion_prompts(body: CompletionBody, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
-    """Token ids of every prompt of `body`. Raises ApiError for an empty prompt or an id outside the vocabulary."""
+    """Returns token ids of every prompt. Raises ApiError for an empty prompt or an id outside the vocabulary."""
     prompts = []
     for index, prompt in enumerate(body.prompts()):
         if isinstance(prompt, str):
@@ -26,13 +26,13 @@ async def completion_prompts(body: CompletionBody, tokenizer: Tokenizer, vocab_s
 
 
 async def chat_prompt(body: ChatBody, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the chat of `body`. Raises ApiError if the model has no chat template or it refuses the messages."""
+    """Returns token ids of the chat of `body`. Raises ApiError as `apply_template` does."""
     variables = body.chat_template_kwargs or {}
     return await apply_template(tokenizer, body.messages, body.add_generation_prompt, **variables)
 
 
 async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of `text`, computed off the event loop: a long text takes many milliseconds."""
+    """Returns token ids of `text`, computed off the event loop: a long text takes many milliseconds."""
     try:
         return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
     except ValueError as error:
@@ -42,7 +42,10 @@ async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = 
 async def apply_template(
     tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool, **variables: object
 ) -> list[int]:
-    """Token ids that the model's chat template makes of `messages`."""
+    """Returns token ids of the prompt that the model's chat template makes of `messages`.
+
+    Raises ApiError if the model has no chat template, or the template refuses the messages.
+    """
     rows = [message.for_template() for message in messages]
     try:
         return await asyncio.to_thread(
@@ -53,14 +56,14 @@ async def apply_template(
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Raises ApiError if one of `ids` is not in the vocabulary."""
+    """Raises ApiError if one of `ids` is outside the vocabulary."""
     for id in ids:
         if not 0 <= id < vocab_size:
             raise invalid(f"`{param}` has the token id {id}; this model's ids are 0 to {vocab_size - 1}.", param)
 
 
 def check_length(prompt: Sequence[int], max_tokens: int | None, max_model_len: int, param: str) -> int:
-    """Tokens to generate at most: `max_tokens`, or all that fit. Raises ApiError with the numbers if it is too long."""
+    """Returns the most tokens to generate: `max_tokens`, or all that fit. Raises ApiError if they do not fit."""
     room = max_model_len - len(prompt)
     asked = 1 if max_tokens is None else max_tokens
     if asked > room:
@@ -81,9 +84,9 @@ def engine_requests(
     params: Sequence[SamplingParams],
     now_s: float,
 ) -> list[Request]:
-    """One request per choice: `body.choices` for each prompt, in the order of OpenAI's indices.
+    """Returns one request per choice: `body.choices` for each prompt, in the order of OpenAI's indices.
 
-    A seeded request gives its further choices the seeds that follow, so that they differ and can be had again.
+    Choice k of a body with a `seed` samples with `seed` + k, so that choices differ and are reproducible.
     """
     requests = []
     for prompt, sampling in zip(prompts, params, strict=True):

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes: a completion or a chat completion, whole or in chunks."""
+"""Response bodies in OpenAI's shapes: a completion or a chat completion, whole or in chunks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,39 +11,39 @@ from serving.engine.types import TokenEvent
 
 @dataclasses.dataclass(frozen=True)
 class AnswerHead:
-    """What every chunk of an answer repeats: its id, the time of its creation in Unix seconds, the model's name."""
+    """Fields that every chunk of an answer repeats: id, creation time in Unix seconds, model name."""
 
     id: str
     created: int
     model: str
 
     def envelope(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """An answer with `choices`."""
+        """Returns a body of `kind` with `choices`."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": list(choices)}
 
 
 class Renderer(Protocol):
-    """Turns the text of choices into one endpoint's JSON."""
+    """Renders the text of choices as one endpoint's JSON."""
 
     def opening(self, choice: int) -> dict[str, Any] | None:
-        """A choice's first chunk, before any token, if the endpoint has one."""
+        """Returns a choice's first chunk, before any token; `None` where the endpoint has none."""
         ...
 
     def chunk(self, delta: TextDelta) -> dict[str, Any]:
-        """One chunk of a stream."""
+        """Returns one chunk of a stream."""
         ...
 
     def whole(self, choices: Sequence[TextDelta]) -> dict[str, Any]:
-        """The whole answer; each delta is all of its choice."""
+        """Returns the whole answer; each delta holds all of its choice."""
         ...
 
     def chunk_of(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A chunk with `choices`, which may be none."""
+        """Returns a chunk with `choices`, which may be empty."""
         ...
 
 
 class CompletionRenderer:
-    """`text_completion` objects."""
+    """Renders `text_completion` objects."""
 
     def __init__(self, head: AnswerHead, tokenizer: Tokenizer, *, logprobs: bool, echoes: Sequence[str]) -> None:
         self._head = head
@@ -89,7 +89,7 @@ class CompletionRenderer:
 
 
 class ChatRenderer:
-    """`chat.completion` and `chat.completion.chunk` objects."""
+    """Renders `chat.completion` and `chat.completion.chunk` objects."""
 
     def __init__(self, head: AnswerHead, tokenizer: Tokenizer, *, logprobs: bool) -> None:
         self._head = head
@@ -132,17 +132,17 @@ def _chat_logprob(tokenizer: Tokenizer, token: int, logprob: float | None) -> di
 
 
 def _finite(logprob: float | None) -> float | None:
-    """JSON has no infinity: an impossible token has -9999, as with OpenAI."""
+    """Returns -9999 for an impossible token, as OpenAI does: JSON has no infinity."""
     return None if logprob is None else max(logprob, -9999.0)
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """One token as text, special ones by name; bytes that are no character by themselves become U+FFFD."""
+    """Returns one token as text, a special token by name; bytes that are no whole character become U+FFFD."""
     return tokenizer.decode([token], skip_special_tokens=False)
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """OpenAI's `usage` object; `cached_tokens` of the prompts came from the prefix cache."""
+    """Returns OpenAI's `usage` object; `cached_tokens` counts prompt tokens whose KV was reused."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

@@ -1,4 +1,4 @@
-"""The routes that use the model: completions, chat completions, tokens."""
+"""Routes that use the model: completions, chat completions, tokens."""
 
 import time
 import uuid
@@ -22,12 +22,12 @@ from serving.api.prompts import (
 from serving.api.responses import AnswerHead, ChatRenderer, CompletionRenderer
 from serving.api.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
 
-# What OpenAI generates where a completion does not say how much.
+# OpenAI's default of `max_tokens` for completions.
 _COMPLETION_MAX_TOKENS = 16
 
 
 def generation_routes(services: Services) -> APIRouter:
-    """`/v1/completions` and `/v1/chat/completions`."""
+    """Returns `/v1/completions` and `/v1/chat/completions`."""
     router = APIRouter()
 
     def head(kind: str, body: GenerationBody) -> AnswerHead:
@@ -68,7 +68,7 @@ def generation_routes(services: Services) -> APIRouter:
 
 
 def token_routes(services: Services) -> APIRouter:
-    """`/tokenize` and `/detokenize`, as vLLM has them."""
+    """Returns `/tokenize` and `/detokenize`, as vLLM has them."""
     router = APIRouter()
     tokenizer = services.tokenizer
 
@@ -91,7 +91,7 @@ def token_routes(services: Services) -> APIRouter:
 
 
 def model_routes(services: Services) -> APIRouter:
-    """`/v1/models`."""
+    """Returns `/v1/models`."""
     router = APIRouter()
     card = {
         "id": services.model_name,
@@ -116,6 +116,6 @@ def model_routes(services: Services) -> APIRouter:
 
 
 def unknown_model(services: Services, name: str) -> ApiError:
-    """A model that is not served here."""
+    """Returns the 404 for a model that is not served here."""
     message = f"The model {name!r} does not exist here; this server has {services.model_name!r}."
     return ApiError(404, message, param="model", code="model_not_found")

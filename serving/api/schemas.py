@@ -1,7 +1,7 @@
-"""Bodies of requests: OpenAI's fields, and vLLM's further ones under vLLM's names.
+"""Request bodies: OpenAI's fields, and vLLM's further ones under vLLM's names.
 
-Types are strict: a number in quotes is an error, not a number. Fields that would change the answer and are not
-supported are refused; any other unknown field is ignored.
+Types are strict: a number in quotes is an error, not a number. A field that would change the answer and is not
+supported is refused; any other unknown field is ignored.
 """
 
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from serving.api.errors import invalid
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 
-# Field -> the values that ask for nothing.
+# Unsupported field -> values that leave the answer as it is, and are accepted.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": (None, []),
     "audio": (None,),
@@ -52,7 +52,7 @@ def _text_or_list_kind(value: object) -> str | None:
     return "a text" if isinstance(value, str) else "a list" if isinstance(value, list) else None
 
 
-# A union is decided by its first member: one message about what is wrong, not one for every type that it is not.
+# A discriminated union reports one error, of the type that its first element suggests, not one error per type.
 _Prompt = Annotated[
     Annotated[str, Tag("a text")]
     | Annotated[list[str], Tag("many texts")]
@@ -76,7 +76,7 @@ _Stop = Annotated[
 
 
 class StreamOptions(BaseModel):
-    """What a stream carries beside the text."""
+    """Usage reports in a stream."""
 
     model_config = ConfigDict(strict=True)
 
@@ -85,7 +85,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationBody(BaseModel):
-    """What completions and chat completions have in common; `None` is the default of the field."""
+    """Fields of completions and chat completions. `None` means the field's default."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -121,7 +121,7 @@ class GenerationBody(BaseModel):
         return self.n or 1
 
     def refuse_unsupported(self) -> None:
-        """Raises ApiError if a field asks for something that this server cannot do."""
+        """Raises ApiError if a field asks for something that this server does not support."""
         for name, value in (self.model_extra or {}).items():
             if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
                 raise invalid(f"`{name}` is not supported by this server; leave it out.", name)
@@ -133,11 +133,11 @@ class GenerationBody(BaseModel):
             raise invalid("`stream_options` needs `stream` to be true.", "stream_options")
 
     def sampling_params(self, max_tokens: int, logprobs: int | None, vocab_size: int) -> SamplingParams:
-        """How to sample, for at most `max_tokens` tokens. Raises ApiError for a value out of its range."""
+        """Returns how to sample at most `max_tokens` tokens. Raises ApiError for a value out of its range."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         chosen: dict[str, Any] = {
             "temperature": self.temperature,
-            # vLLM writes "all tokens" as -1 too.
+            # vLLM writes "all tokens" as -1 or 0.
             "top_k": 0 if self.top_k == -1 else self.top_k,
             "top_p": self.top_p,
             "min_p": self.min_p,
@@ -162,7 +162,7 @@ class GenerationBody(BaseModel):
 
 
 def _biases(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
-    """JSON's keys are strings; OpenAI sends token ids in them."""
+    """Returns pairs of token id and bias: JSON's keys are strings, so token ids arrive as text."""
     for token in biases:
         if not token.isdecimal():
             raise invalid(f'`logit_bias` has the key {token!r}: its keys are token ids, such as "42".', "logit_bias")
@@ -178,7 +178,7 @@ class CompletionBody(GenerationBody):
     add_special_tokens: bool = True
 
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts, each a text or token ids. Raises ApiError if there is none."""
+        """Returns the prompts, each a text or token ids. Raises ApiError if there is none."""
         prompt = self.prompt
         if isinstance(prompt, str):
             return [prompt]
@@ -188,7 +188,7 @@ class CompletionBody(GenerationBody):
 
 
 class ContentPart(BaseModel):
-    """One part of a message; only text is understood."""
+    """One part of a message, of type text: the only type supported."""
 
     model_config = ConfigDict(strict=True)
 
@@ -197,7 +197,7 @@ class ContentPart(BaseModel):
 
 
 class Message(BaseModel):
-    """One message of a chat; what else it holds goes to the chat template as it is."""
+    """One message of a chat; further fields go to the chat template unchanged."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -207,7 +207,7 @@ class Message(BaseModel):
     ) = None
 
     def for_template(self) -> dict[str, Any]:
-        """The message with its content as one string, which is what chat templates read."""
+        """Returns the message with its content as one string, which chat templates expect."""
         parts = self.content
         content = "".join(part.text for part in parts) if isinstance(parts, list) else parts or ""
         return {**(self.model_extra or {}), "role": self.role, "content": content}
@@ -225,7 +225,7 @@ class ChatBody(GenerationBody):
 
     @property
     def logprobs_wanted(self) -> int | None:
-        """Alternatives per token; `None` without log-probabilities. Raises ApiError if the two fields disagree."""
+        """Alternatives per token; `None` without log-probabilities. Raises ApiError for `top_logprobs` alone."""
         if not self.logprobs:
             if self.top_logprobs:
                 raise invalid("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")

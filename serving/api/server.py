@@ -1,4 +1,4 @@
-"""A process that serves an application: its socket, its signals, its end."""
+"""The process that serves an application: its socket, its signals, its shutdown."""
 
 import contextlib
 import signal
@@ -10,13 +10,13 @@ from fastapi import FastAPI
 
 
 class ServerError(Exception):
-    """The server cannot start as it was asked to."""
+    """The server cannot start with these settings."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to `host:port`, which clients cannot reach before it listens; port 0 takes a free one.
+    """Returns a socket bound to `host:port`, not yet listening; port 0 takes a free port.
 
-    Raises ServerError if the address cannot be had, so that nothing is loaded in vain.
+    Bound before the model is loaded, so that a taken port is reported at once. Raises ServerError.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -29,14 +29,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where clients on this machine find `bound`."""
+    """Returns the URL of `bound` for clients on this machine."""
     host, port = bound.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(app: FastAPI, bound: socket.socket, *, drain_s: int, log_level: str = "warning") -> None:
-    """Serves `app` until SIGTERM or SIGINT; then takes no more requests and gives the open ones `drain_s` seconds."""
+    """Serves `app` until SIGTERM or SIGINT, then refuses new requests and drains open ones for `drain_s` seconds."""
     config = uvicorn.Config(
         app, log_level=log_level, access_log=False, timeout_graceful_shutdown=drain_s, timeout_keep_alive=75
     )
@@ -46,7 +46,7 @@ def serve(app: FastAPI, bound: socket.socket, *, drain_s: int, log_level: str = 
 
 @contextlib.contextmanager
 def _signals_end_quietly() -> Iterator[None]:
-    """uvicorn raises the signal that ended it once more at the end; a server that has drained has nothing to die of."""
+    """Swallows the signal that uvicorn re-raises after shutdown, so that a drained server exits with status 0."""
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Replays a workload in real time against any OpenAI-compatible server; knows nothing of it but HTTP and `/metrics`."""
+"""Replays a workload in real time against any OpenAI-compatible server, over HTTP and `/metrics` alone."""
 
 from serving.replay.client import ServedModel as ServedModel
 from serving.replay.client import ServerClient as ServerClient

@@ -1,4 +1,4 @@
-"""One server over HTTP: its model, its tokenizer, its metrics, and streamed completions with their times."""
+"""One server over HTTP: its model, tokenizer, metrics, and streamed completions with the times of their tokens."""
 
 import asyncio
 import dataclasses
@@ -18,7 +18,7 @@ _CONNECT_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class ServedModel:
-    """A model by its name, and the most tokens of one request; `None` where the server does not tell."""
+    """A model's name, and the most tokens of one request; `None` where the server does not report it."""
 
     name: str
     max_tokens: int | None
@@ -56,13 +56,13 @@ class ServerClient:
     """A client of one server; an async context manager.
 
     Args:
-        url: of the server, without `/v1`.
-        timeout_s: the longest silence within one answer.
+        url: of the server, with or without `/v1`.
+        timeout_s: seconds without a byte after which an answer has failed.
     """
 
     def __init__(self, url: str, timeout_s: float = 600.0) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        # No proxy out of the environment: what is between us and the server is measured.
+        # No proxy from the environment: only the server is to be measured.
         self._http = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_S),
@@ -79,7 +79,7 @@ class ServerClient:
         await self._http.aclose()
 
     async def model(self) -> ServedModel:
-        """The first model that the server names. Raises ReplayError."""
+        """Returns the first model that the server lists. Raises ReplayError."""
         response = await self._get("/v1/models")
         try:
             card = response.json()["data"][0]
@@ -91,7 +91,7 @@ class ServerClient:
             ) from error
 
     async def encode(self, model: str, text: str) -> list[int]:
-        """Token ids of `text` without special tokens, by the server's `/tokenize`. Raises ReplayError without one."""
+        """Returns token ids of `text` without special tokens, from `/tokenize`; raises ReplayError without one."""
         body = {"model": model, "prompt": text, "add_special_tokens": False}
         try:
             response = await self._http.post("/tokenize", json=body)
@@ -105,7 +105,7 @@ class ServerClient:
         return response.json()["tokens"]
 
     async def counters(self) -> ServerCounters:
-        """What the server's metrics say now; nothing where it has none. Raises ReplayError if it does not answer."""
+        """Returns the server's metrics; empty where it has none. Raises ReplayError if the server does not answer."""
         try:
             response = await self._http.get("/metrics")
             return ServerCounters.parse(response.text) if response.status_code == 200 else ServerCounters()
@@ -115,7 +115,7 @@ class ServerClient:
             raise self._silent(error) from error
 
     async def complete(self, body: bytes, on_first_token: Callable[[], None] = lambda: None) -> Answer:
-        """Sends `body` of `completion_body` and reads the stream to its end. What goes wrong is told in the answer."""
+        """Sends `body` of `completion_body` and reads the stream to its end; failures are reported in the answer."""
         answer, clock = Answer(), asyncio.get_running_loop().time
         headers = {"Content-Type": "application/json"}
         try:
@@ -148,7 +148,7 @@ class ServerClient:
 
 
 def completion_body(model: str, prompt: list[int], tokens: int) -> bytes:
-    """A streamed greedy completion of exactly `tokens` tokens, as vLLM's fields ask for it."""
+    """Returns the body of a streamed greedy completion of exactly `tokens` tokens, in vLLM's fields."""
     body = {
         "model": model,
         "prompt": prompt,
@@ -163,7 +163,7 @@ def completion_body(model: str, prompt: list[int], tokens: int) -> bytes:
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """Server-sent events with JSON in them, up to `[DONE]`."""
+    """Yields the JSON of server-sent events, up to `[DONE]`."""
     rest = b""
     async for piece in response.aiter_bytes():
         *whole, rest = (rest + piece).split(b"\n\n")
@@ -174,7 +174,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 def _count(answer: Answer, event: Mapping[str, Any], now_s: float) -> None:
-    """Counts an event's tokens by its running usage, or as one where the server sends usage only at the end."""
+    """Adds an event's tokens by its running usage, or one token where the server sends usage only at the end."""
     usage = event.get("usage")
     if usage is None:
         answer.add(1 if event["choices"] else 0, now_s)

@@ -1,6 +1,6 @@
-"""The replay itself: an open-loop clock sends every request when it is due, whether or not earlier ones were answered.
+"""The replay: an open-loop clock sends every request when it is due, whether or not earlier requests were answered.
 
-TTFT counts from the time a request was due, so a client that falls behind cannot hide it; how far it fell behind is
+TTFT counts from the time when a request was due, so a client that falls behind cannot hide its delay; the delay is
 reported as skew.
 """
 
@@ -16,7 +16,7 @@ from serving.replay.scrape import ServerCounters
 from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome, tbt_s
 from serving.workload.requests import Trace, TraceRequest
 
-_LEAD_S = 0.1  # from now to the clock's zero, so that the first request is not late already
+_LEAD_S = 0.1  # from now to the clock's zero, so that the first request is not late
 _SAMPLE_S = 0.5
 _TOO_MANY_REQUESTS = 429
 
@@ -29,21 +29,21 @@ class Sample:
     counters: ServerCounters
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Replay:
-    """A replay so far, and at its end.
+    """The state of a replay, and its result at the end.
 
     Attributes:
-        trace: what is replayed.
+        trace: the workload.
         sent: requests sent.
-        first_tokens: requests that have had a token.
-        outcomes: of the requests that have ended, in the order of their ends.
-        skews_s: seconds from a request being due to being sent.
+        first_tokens: requests whose first token came.
+        outcomes: outcomes of the requests that ended, in the order of their ends.
+        skews_s: per request, seconds from when it was due to when it was sent.
         samples: the server's metrics, twice a second.
         counters: the server's counters since the start, and its gauges at the end.
-        errors: what was said of requests that were refused or failed, with counts.
-        pieces: streamed events with tokens in them.
-        hits_told: whether the server told of any request how much of its prompt was reused.
+        errors: messages of rejected and failed requests, with counts.
+        pieces: streamed events that carried tokens.
+        hits_told: whether the server reported the cached tokens of any request.
     """
 
     trace: Trace
@@ -69,17 +69,17 @@ async def replay(
 
     Args:
         client: of the server.
-        model: its name there.
-        trace: already of lengths that the model takes.
+        model: the model's name on the server.
+        trace: its lengths fit the model.
         prompts: writes the prompts, all of them before the clock starts.
-        on_change: told whenever something happened; must be quick.
+        on_change: called at every change of the replay; must be quick.
 
     Raises:
         ReplayError: the server does not take such requests at all, or stopped answering.
     """
     bodies = [completion_body(model, prompts.prompt(request), request.output_tokens) for request in trace.requests]
     await _probe(client, model, prompts)
-    run = Replay(trace)
+    run = Replay(trace=trace)
     before = await client.counters()
     try:
         async with asyncio.TaskGroup() as group:
@@ -98,7 +98,7 @@ async def replay(
 
 
 async def _probe(client: ServerClient, model: str, prompts: PromptWriter) -> None:
-    """One short completion that is not counted: what only the first one costs is paid, and refusals are told early."""
+    """Sends one short completion that is not counted: pays first-request costs, and raises ReplayError if refused."""
     request = TraceRequest(-1, 0.0, 8, 4)
     answer = await client.complete(completion_body(model, prompts.prompt(request), request.output_tokens))
     if answer.error:

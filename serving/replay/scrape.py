@@ -1,4 +1,4 @@
-"""What a server says of itself under `/metrics`, whoever's names it uses: `halfmoon:`, `vllm:` or another prefix."""
+"""A server's metrics, under any prefix of their names: `halfmoon:`, `vllm:` or another."""
 
 import dataclasses
 import math
@@ -6,14 +6,14 @@ import math
 from prometheus_client.parser import text_string_to_metric_families
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerCounters:
-    """Sums over all of a server's models and engines; `None` where it does not tell.
+    """Sums over all models and engines of a server; `None` where the server does not report a metric.
 
     Attributes:
         running, waiting: requests in the engine now.
-        kv_usage: share of its KV memory held by requests, 0 to 1; the highest of its engines.
-        preemptions, compiles, steps: counted since it started; compilations after warm-up only.
+        kv_usage: share of KV memory held by requests, 0 to 1; the highest of all engines.
+        preemptions, compiles, steps: counts since the server started; `compiles` after warm-up only.
     """
 
     running: float | None = None
@@ -25,7 +25,7 @@ class ServerCounters:
 
     @classmethod
     def parse(cls, exposition: str) -> "ServerCounters":
-        """Reads Prometheus' text format. Raises ValueError where it is not that."""
+        """Parses Prometheus' text format. Raises ValueError for anything else."""
         samples: dict[str, list[float]] = {}
         for family in text_string_to_metric_families(exposition):
             for sample in family.samples:
@@ -45,7 +45,7 @@ class ServerCounters:
         )
 
     def since(self, earlier: "ServerCounters") -> "ServerCounters":
-        """The same gauges, and counters less those of `earlier`."""
+        """Returns the gauges of `self`, and the counters of `self` less those of `earlier`."""
 
         def difference(now: float | None, before: float | None) -> float | None:
             return None if now is None or before is None else now - before
