@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from experiments.common.calibration_grid import Prompt, Scenario, scenarios
 from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples, timed_step
-from serving.engine import Request
 from serving.engine.engine import Engine
+from serving.request import Request
 from serving.simulator.calibration import (
     DecodeSample,
     PrefillSample,

@@ -108,8 +108,9 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
     from experiments.common.mesh_flags import make_mesh
     from model.checkpoints import load, load_hf
     from model.sampling import SamplingParams
-    from serving.engine import EngineConfig, Request
+    from serving.engine import EngineConfig
     from serving.engine.engine import Engine
+    from serving.request import Request
 
     mesh = make_mesh(workload.mesh)
     with phase("halfmoon, weights"):
@@ -135,7 +136,7 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
         sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
         ids = [f"{time.monotonic_ns()}-{index}" for index in range(len(prompts))]
         for name, prompt in zip(ids, prompts, strict=True):
-            engine.add(Request(name, tuple(prompt), sampling))
+            engine.add(Request(id=name, prompt=tuple(prompt), sampling=sampling))
         return ids
 
     def drain() -> None:

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from serving.engine import Request, RequestRefusedError, TokenEvent
+from serving.engine import RequestRefusedError, TokenEvent
 from serving.engine.engine import Engine
+from serving.request import Request
 from serving.simulator.calibration import StepSample
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.token_times import TokenTimes

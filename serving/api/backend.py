@@ -5,7 +5,8 @@ from typing import Protocol
 
 from serving.api.streams import Submission, TokenStream
 from serving.conductor.types import Rejection
-from serving.engine.types import EngineStats, Request
+from serving.engine.types import EngineStats
+from serving.request import Request
 
 
 class BackendError(Exception):

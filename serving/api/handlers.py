@@ -19,7 +19,7 @@ from serving.api.responses import Renderer, usage
 from serving.api.schemas import GenerationBody
 from serving.api.streams import Submission
 from serving.engine.errors import RequestRefusedError
-from serving.engine.types import Request
+from serving.request import Request
 
 # nginx and others would otherwise collect a stream before they pass it on.
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -9,7 +9,7 @@ from model.sampling_params import SamplingParams
 from model.tokenizer import Tokenizer
 from serving.api.errors import ApiError, invalid
 from serving.api.schemas import ChatBody, CompletionBody, GenerationBody, Message
-from serving.engine.types import Request
+from serving.request import Request
 
 
 async def completion_prompts(body: CompletionBody, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
@@ -95,6 +95,13 @@ def engine_requests(
             if sampling.seed is not None:
                 chosen = dataclasses.replace(sampling, seed=sampling.seed + choice)
             requests.append(
-                Request(f"{answer_id}-{len(requests)}", tuple(prompt), chosen, now_s, body.priority, body.cache_salt)
+                Request(
+                    id=f"{answer_id}-{len(requests)}",
+                    arrival_s=now_s,
+                    prompt=tuple(prompt),
+                    priority=body.priority,
+                    salt=body.cache_salt,
+                    sampling=chosen,
+                )
             )
     return requests

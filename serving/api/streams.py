@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from serving.engine.types import Request, TokenEvent
+from serving.engine.types import TokenEvent
+from serving.request import Request
 from serving.token_times import TokenTimes
 
 

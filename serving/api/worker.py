@@ -16,7 +16,8 @@ from typing import Protocol
 from serving.api.backend import BackendFailedError, Observer, QueueFullError
 from serving.api.streams import Submission, TokenStream
 from serving.engine.errors import RequestRefusedError
-from serving.engine.types import EngineStats, Request, TokenEvent
+from serving.engine.types import EngineStats, TokenEvent
+from serving.request import Request
 
 
 class ServedEngine(Protocol):

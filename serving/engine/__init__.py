@@ -7,5 +7,4 @@ from serving.engine.errors import EngineError as EngineError
 from serving.engine.errors import RequestRefusedError as RequestRefusedError
 from serving.engine.types import EngineConfig as EngineConfig
 from serving.engine.types import EngineStats as EngineStats
-from serving.engine.types import Request as Request
 from serving.engine.types import TokenEvent as TokenEvent

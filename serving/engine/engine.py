@@ -23,7 +23,8 @@ from serving.engine.runner import ModelRunner
 from serving.engine.sampler import Sampled, Sampler
 from serving.engine.scheduler import Scheduler, StepPlan
 from serving.engine.sequence import Sequence
-from serving.engine.types import EngineConfig, EngineStats, Request, TokenEvent
+from serving.engine.types import EngineConfig, EngineStats, TokenEvent
+from serving.request import Request
 
 Progress = Callable[[int, int], None]
 

@@ -7,7 +7,8 @@ from kvcache.allocator import PageAllocator
 from kvcache.layout import KVLayout
 from serving.engine.errors import RequestRefusedError
 from serving.engine.sequence import Sequence
-from serving.engine.types import EngineConfig, Request
+from serving.engine.types import EngineConfig
+from serving.request import Request
 
 
 @dataclasses.dataclass(frozen=True)

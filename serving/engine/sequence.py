@@ -2,7 +2,7 @@
 
 from kvcache.allocator import PageTable
 from kvcache.blocks import BlockKey, block_keys
-from serving.engine.types import Request
+from serving.request import Request
 
 
 class Sequence:

@@ -1,8 +1,7 @@
-"""What goes into an engine and what comes out: configuration, requests, token events, statistics."""
+"""Configuration of an engine, and what comes out of it: token events and statistics."""
 
 import dataclasses
 
-from model.sampling_params import SamplingParams
 from serving.engine.errors import EngineError
 
 
@@ -55,27 +54,6 @@ class EngineConfig:
                 f"`token_budget` {self.token_budget} leaves nothing for prefill beside `max_batch` {self.max_batch} "
                 "decoding sequences; raise the budget or lower the batch."
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One sequence to generate, in token ids.
-
-    Attributes:
-        id: unique among the requests in the engine.
-        prompt: token ids, at least one.
-        sampling: how to choose tokens and when to stop.
-        arrival_s: when it arrived; earlier ones are served first within a priority.
-        priority: lower is served first, and preempted last.
-        salt: requests share cached prefixes only with requests of the same salt (tenant isolation).
-    """
-
-    id: str
-    prompt: tuple[int, ...]
-    sampling: SamplingParams
-    arrival_s: float = 0.0
-    priority: int = 0
-    salt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from model.sampling_params import SamplingParams
 from serving.engine.buckets import bucket_of, buckets
 from serving.engine.scheduler import Scheduler, StepPlan
 from serving.engine.sequence import Sequence
-from serving.engine.types import EngineConfig, Request
+from serving.engine.types import EngineConfig
+from serving.request import Request
 from serving.simulator.steps import EngineModel, StepWork
 
 
@@ -32,7 +33,7 @@ def engine_request(
 ) -> Request:
     """A greedy request that generates exactly `max_tokens`."""
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    return Request(str(request_id), tuple(prompt), sampling, arrival_s, priority)
+    return Request(id=str(request_id), arrival_s=arrival_s, prompt=tuple(prompt), priority=priority, sampling=sampling)
 
 
 class DryEngine:

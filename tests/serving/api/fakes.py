@@ -8,7 +8,8 @@ from serving.api.backend import BackendFailedError, Observer, RejectedError
 from serving.api.streams import Submission, TokenStream
 from serving.conductor.types import Rejection
 from serving.engine.errors import RequestRefusedError
-from serving.engine.types import EngineStats, Request, TokenEvent
+from serving.engine.types import EngineStats, TokenEvent
+from serving.request import Request
 
 
 class ScriptedEngine:

@@ -13,13 +13,14 @@ from model.kernels.paged_attention import cpu_library
 from model.sampling import SamplingParams
 from model.sharding import MeshError, parse_mesh
 from model.transformer import Transformer, causal_attend
-from serving.engine import EngineConfig, Request, RequestRefusedError, TokenEvent
+from serving.engine import EngineConfig, RequestRefusedError, TokenEvent
 from serving.engine.batch import step_inputs
 from serving.engine.buckets import Bucket
 from serving.engine.compiles import compiles
 from serving.engine.engine import Engine
 from serving.engine.runner import ModelRunner
 from serving.engine.scheduler import StepPlan
+from serving.request import Request
 
 CONFIG = ModelConfig.from_hf(
     {
@@ -85,7 +86,7 @@ def alone(model: Transformer) -> dict[str, list[int]]:
     """Tokens of every prompt served alone."""
     engine = make(model, prefix_cache=False)
     return {
-        f"r{index}": serve(engine, [Request(f"r{index}", prompt, GREEDY)])[f"r{index}"]
+        f"r{index}": serve(engine, [Request(id=f"r{index}", prompt=prompt, sampling=GREEDY)])[f"r{index}"]
         for index, prompt in enumerate(prompts(8))
     }
 
@@ -113,7 +114,7 @@ def test_tokens_do_not_depend_on_mates_chunks_pages_or_preemption(
     model: Transformer, alone: dict[str, list[int]], changes: dict[str, int]
 ) -> None:
     engine = make(model, **changes)
-    requests = [Request(f"r{index}", prompt, GREEDY) for index, prompt in enumerate(prompts(8))]
+    requests = [Request(id=f"r{index}", prompt=prompt, sampling=GREEDY) for index, prompt in enumerate(prompts(8))]
     assert serve(engine, requests) == alone
     if "num_pages" in changes:
         assert engine.stats().preemptions > 0
@@ -121,7 +122,7 @@ def test_tokens_do_not_depend_on_mates_chunks_pages_or_preemption(
 
 def test_prefix_hits_change_no_token(model: Transformer) -> None:
     shared = prompts(1, seed=3)[0] * 3
-    requests = [Request(f"r{index}", (*shared[:40], index, 5, 6), GREEDY) for index in range(4)]
+    requests = [Request(id=f"r{index}", prompt=(*shared[:40], index, 5, 6), sampling=GREEDY) for index in range(4)]
     cold = {request.id: serve(make(model, prefix_cache=False), [request])[request.id] for request in requests}
     engine = make(model)
     assert {request.id: serve(engine, [request])[request.id] for request in requests} == cold
@@ -130,7 +131,7 @@ def test_prefix_hits_change_no_token(model: Transformer) -> None:
 
 def test_a_mesh_changes_no_token(model: Transformer, alone: dict[str, list[int]]) -> None:
     engine = Engine(CONFIG, model, dataclasses.replace(SIZES, max_batch=2), mesh=parse_mesh("tp:2"))
-    requests = [Request(f"r{index}", prompt, GREEDY) for index, prompt in enumerate(prompts(8)[:4])]
+    requests = [Request(id=f"r{index}", prompt=prompt, sampling=GREEDY) for index, prompt in enumerate(prompts(8)[:4])]
     assert serve(engine, requests) == {request.id: alone[request.id] for request in requests}
 
 
@@ -141,9 +142,9 @@ def test_a_mesh_that_does_not_divide_the_heads_is_refused(model: Transformer) ->
 
 def test_sampled_tokens_depend_on_the_seed_alone(model: Transformer) -> None:
     sampling = SamplingParams(temperature=0.9, top_p=0.9, seed=7, max_tokens=10, logprobs=2, repetition_penalty=1.2)
-    request = Request("seeded", prompts(1)[0], sampling)
+    request = Request(id="seeded", prompt=prompts(1)[0], sampling=sampling)
     first = serve(make(model), [request])["seeded"]
-    mates = [Request(f"r{index}", prompt, GREEDY) for index, prompt in enumerate(prompts(3, seed=9))]
+    mates = [Request(id=f"r{index}", prompt=prompt, sampling=GREEDY) for index, prompt in enumerate(prompts(3, seed=9))]
     assert serve(make(model), [*mates, request])["seeded"] == first
     other = dataclasses.replace(request, sampling=dataclasses.replace(sampling, seed=8))
     assert serve(make(model), [other])["seeded"] != first
@@ -152,7 +153,7 @@ def test_sampled_tokens_depend_on_the_seed_alone(model: Transformer) -> None:
 def test_events_carry_logprobs_reasons_and_hits(model: Transformer) -> None:
     engine = make(model)
     prompt = tuple(range(20))
-    engine.add(Request("a", prompt, SamplingParams(temperature=0.0, max_tokens=3, logprobs=2)))
+    engine.add(Request(id="a", prompt=prompt, sampling=SamplingParams(temperature=0.0, max_tokens=3, logprobs=2)))
     events: list[TokenEvent] = []
     while engine.has_work:
         events += engine.step()
@@ -162,7 +163,7 @@ def test_events_carry_logprobs_reasons_and_hits(model: Transformer) -> None:
         assert (event.token, event.logprob) == (best, logprob)
         assert logprob >= second[1]
     stop = SamplingParams(temperature=0.0, max_tokens=9, stop_token_ids=(events[1].token,))
-    engine.add(Request("b", prompt, stop))
+    engine.add(Request(id="b", prompt=prompt, sampling=stop))
     events = []
     while engine.has_work:
         events += engine.step()
@@ -176,7 +177,10 @@ def test_end_of_sequence_stops_unless_ignored(model: Transformer, alone: dict[st
     engine = Engine(CONFIG, model, SIZES, eos_ids=[eos])
     first = alone["r0"].index(eos) + 1
     ignoring = dataclasses.replace(GREEDY, ignore_eos=True)
-    got = serve(engine, [Request("stops", prompt, GREEDY), Request("goes on", prompt, ignoring)])
+    got = serve(
+        engine,
+        [Request(id="stops", prompt=prompt, sampling=GREEDY), Request(id="goes on", prompt=prompt, sampling=ignoring)],
+    )
     assert got == {"stops": alone["r0"][:first], "goes on": alone["r0"]}
 
 
@@ -186,7 +190,7 @@ def test_abort_at_any_moment_frees_pages_and_leaves_mates_alone(
     engine = make(model, num_pages=17)
     tokens: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts(8)):
-        engine.add(Request(f"r{index}", prompt, GREEDY))
+        engine.add(Request(id=f"r{index}", prompt=prompt, sampling=GREEDY))
     doomed = {f"r{index}": int(rng.integers(0, 12)) for index in (1, 3, 6)}
     for step in range(200):
         for name in [name for name, when in doomed.items() if when == step]:
@@ -212,7 +216,9 @@ def test_nothing_is_compiled_after_warm_up(model: Transformer) -> None:
         SamplingParams(presence_penalty=0.5, max_tokens=6),
         SamplingParams(logprobs=3, max_tokens=4, logit_bias=((5, 3.0),)),
     ]
-    requests = [Request(f"r{i}", prompt, samplings[i % 4]) for i, prompt in enumerate(prompts(12, seed=5))]
+    requests = [
+        Request(id=f"r{i}", prompt=prompt, sampling=samplings[i % 4]) for i, prompt in enumerate(prompts(12, seed=5))
+    ]
     serve(engine, requests)
     assert engine.stats().compiles_after_warm_up == 0
 
@@ -245,7 +251,7 @@ def test_the_pool_is_never_copied(dtype: str, head_dim: int, page_size: int) -> 
 def test_bad_requests_are_refused_before_they_are_queued(model: Transformer) -> None:
     engine = make(model)
     with pytest.raises(RequestRefusedError, match="prompt token 97 is outside the vocabulary of 97"):
-        engine.add(Request("a", (1, 97), GREEDY))
+        engine.add(Request(id="a", prompt=(1, 97), sampling=GREEDY))
     with pytest.raises(RequestRefusedError, match="exceed the model length 128"):
-        engine.add(Request("a", tuple(range(90)) * 2, GREEDY))
+        engine.add(Request(id="a", prompt=tuple(range(90)) * 2, sampling=GREEDY))
     assert not engine.has_work

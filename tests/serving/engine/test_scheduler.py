@@ -9,7 +9,8 @@ from kvcache.layout import KVLayout
 from model.sampling import SamplingParams
 from serving.engine.errors import EngineError, RequestRefusedError
 from serving.engine.scheduler import Scheduler
-from serving.engine.types import EngineConfig, Request
+from serving.engine.types import EngineConfig
+from serving.request import Request
 
 
 def make(num_pages: int = 16, max_model_len: int = 64, **config: int | bool) -> Scheduler:
@@ -20,7 +21,7 @@ def make(num_pages: int = 16, max_model_len: int = 64, **config: int | bool) -> 
 
 def request(name: str, prompt: int = 6, max_tokens: int = 4, **fields: int | float | str) -> Request:
     tokens = tuple(zlib.crc32(name.encode()) % 97 + index for index in range(prompt))
-    return Request(name, tokens, SamplingParams(max_tokens=max_tokens), **fields)
+    return Request(id=name, prompt=tokens, sampling=SamplingParams(max_tokens=max_tokens), **fields)
 
 
 def run_step(scheduler: Scheduler) -> list[str]:
@@ -90,10 +91,10 @@ def test_equal_prefixes_share_pages_unless_the_salt_differs() -> None:
     scheduler = make()
     prompt = tuple(range(10))
     sampling = SamplingParams(max_tokens=3)
-    scheduler.add(Request("a", prompt, sampling))
+    scheduler.add(Request(id="a", prompt=prompt, sampling=sampling))
     run_step(scheduler)
-    scheduler.add(Request("b", prompt, sampling))
-    scheduler.add(Request("c", prompt, sampling, salt="tenant"))
+    scheduler.add(Request(id="b", prompt=prompt, sampling=sampling))
+    scheduler.add(Request(id="c", prompt=prompt, sampling=sampling, salt="tenant"))
     run_step(scheduler)
     hits = {s.request.id: s.cached_tokens for s in scheduler.running}
     assert hits == {"a": 0, "b": 8, "c": 0}
@@ -108,7 +109,7 @@ def test_a_finished_request_leaves_its_output_for_the_next_turn() -> None:
     sequence = scheduler.waiting[0]
     while scheduler.running or scheduler.waiting:
         run_step(scheduler)
-    scheduler.add(Request("turn2", (*sequence.tokens, 5, 5), SamplingParams(max_tokens=1)))
+    scheduler.add(Request(id="turn2", prompt=(*sequence.tokens, 5, 5), sampling=SamplingParams(max_tokens=1)))
     run_step(scheduler)
     # 13 tokens known, the last one was never fed back: 12 tokens = 3 pages hold KV.
     assert scheduler.prefix_hit_tokens == 12
@@ -138,7 +139,11 @@ def test_nothing_leaks_over_random_adds_steps_and_aborts(rng: np.random.Generato
             prompt = int(rng.integers(1, 30))
             shared = tuple(range(int(rng.integers(3)), prompt + 3))[:prompt]
             sampling = SamplingParams(max_tokens=int(rng.integers(1, 20)))
-            scheduler.add(Request(name, shared, sampling, float(index), int(rng.integers(2))))
+            scheduler.add(
+                Request(
+                    id=name, prompt=shared, sampling=sampling, arrival_s=float(index), priority=int(rng.integers(2))
+                )
+            )
             alive.add(name)
         elif action == 1 and alive:
             name = sorted(alive)[rng.integers(len(alive))]
