@@ -44,9 +44,9 @@ def _row(model: str, trace: str, offer: str, devices: Sequence[Device], attentio
     return row | {
         "verdict": case.verdict,
         "gain": case.gain,
-        "coupled": case.coupled.option.instance.label,
+        "coupled": case.coupled.option.deployment.label,
         "coupled_per_dollar": case.coupled.requests_per_dollar,
-        "offloaded": case.offloaded.option.instance.label,
+        "offloaded": case.offloaded.option.deployment.label,
         "offloaded_per_dollar": case.offloaded.requests_per_dollar,
         "offloaded_binds": case.offloaded.rate.binds,
         "attention_price": case.attention.price_per_hour,

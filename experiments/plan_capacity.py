@@ -19,7 +19,7 @@ from serving.conductor import SLO, ConductorConfig
 from serving.conductor.admission import ADMISSIONS
 from serving.conductor.errors import ConductorError
 from serving.conductor.placement import PLACEMENTS
-from serving.planning.capacity import CapacitySearch, Kit, Sizing, sizing_row
+from serving.planning.capacity import CapacitySearch, ClusterSize, NodeType, size_row
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import named_performance
 from serving.workload.errors import TraceError
@@ -56,9 +56,9 @@ def _sizes(flag: str, texts: Sequence[str]) -> list[float]:
     return sizes
 
 
-def _kits() -> list[Kit]:
+def _node_types() -> list[NodeType]:
     kv_bytes = load_shape(MODEL.value).kv_bytes_per_token
-    kits = []
+    node_types = []
     for device in DEVICES.value:
         performance = named_performance(MODEL.value, device)
         if not performance.price_per_hour:
@@ -68,8 +68,8 @@ def _kits() -> list[Kit]:
                 # What is on SSD got there from DRAM.
                 continue
             price = dram * DRAM_PRICE.value + ssd * SSD_PRICE.value
-            kits.append(Kit(device, performance, kv_bytes, dram, ssd, price))
-    return kits
+            node_types.append(NodeType(device, performance, kv_bytes, dram, ssd, price))
+    return node_types
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,28 +80,28 @@ def main(argv: Sequence[str]) -> None:
     slo = SLO(TTFT_SLO_S.value, TBT_SLO_S.value)
     conductor = ConductorConfig(PLACEMENT.value, ADMISSION.value, slo=slo, seed=SEED.value)
     try:
-        trace, kits = read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), _kits()
+        trace, node_types = read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), _node_types()
         with tqdm(desc="simulated clusters", unit="") as bar:
 
-            def tell(sizing: Sizing) -> None:
-                kit = sizing.kit
-                bar.set_postfix_str(f"{kit.device} {sizing.prefill}P+{sizing.decode}D: {sizing.trial.attainment:.1%}")
+            def tell(size: ClusterSize) -> None:
+                node_type = size.node_type
+                bar.set_postfix_str(f"{node_type.device} {size.prefill}P+{size.decode}D: {size.run.attainment:.1%}")
                 bar.update()
 
             search = CapacitySearch(trace, conductor, ATTAINMENT.value, MAX_NODES.value, tell)
-            best = search.cheapest(kits)
-            cheaper = search.why_not_cheaper(best, kits) if best else search.simulated
+            best = search.cheapest(node_types)
+            cheaper = search.why_not_cheaper(best, node_types) if best else search.simulated
     except (TraceError, SimulatorError, ConductorError, OffloadError, UnsupportedModelError) as error:
         raise app.UsageError(str(error)) from error
     targets = f"{ATTAINMENT.value:.0%} of {trace.name} within TTFT {slo.ttft_s:g} s and TBT {slo.tbt_s:g} s"
     if best:
-        print_table([sizing_row(best)], f"Cheapest for {targets}")
+        print_table([size_row(best)], f"Cheapest for {targets}")
         title = "Why nothing cheaper does"
     else:
         title = f"Nothing keeps {targets} with up to {MAX_NODES.value} nodes in either pool. Tried"
-    print_table([sizing_row(sizing) for sizing in cheaper], title)
-    totals = {"best": sizing_row(best) if best else None, "cheaper": [sizing_row(sizing) for sizing in cheaper]}
-    write_result(out, meta, [sizing_row(sizing) for sizing in search.simulated], totals)
+    print_table([size_row(size) for size in cheaper], title)
+    totals = {"best": size_row(best) if best else None, "cheaper": [size_row(size) for size in cheaper]}
+    write_result(out, meta, [size_row(size) for size in search.simulated], totals)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from attention_offload.costs.instances import PARTITIONS
+from attention_offload.costs.deployments import PARTITIONS
 from attention_offload.costs.knobs import KNOBS, load_knobs
 from attention_offload.costs.model_table import load_shape
 from attention_offload.costs.shapes import FORMAT_BYTES
@@ -89,19 +89,19 @@ def _row(plan: Plan) -> dict[str, Any]:
 
 
 def _tested_row(tested: Confirmation) -> dict[str, Any]:
-    plan, trial = tested.plan, tested.trial
+    plan, run = tested.plan, tested.run
     return {
         "plan": plan.label,
         "kv": plan.shape.kv_format,
         "price_per_hour": plan.price_per_hour,
         "planned_rps": plan.goodput_rps,
-        "simulated_rps": trial.goodput_rps,
-        "attainment": trial.attainment,
-        "ttft_attainment": trial.ttft_attainment,
-        "tbt_attainment": trial.tbt_attainment,
-        "ttft_p90_s": trial.ttft_p90_s,
-        "tbt_p90_s": trial.tbt_p90_s,
-        "hit_rate": trial.hit_rate,
+        "simulated_rps": run.goodput_rps,
+        "attainment": run.attainment,
+        "ttft_attainment": run.ttft_attainment,
+        "tbt_attainment": run.tbt_attainment,
+        "ttft_p90_s": run.ttft_p90_s,
+        "tbt_p90_s": run.tbt_p90_s,
+        "hit_rate": run.hit_rate,
         "sustained_rps": tested.sustained_rps,
         "sustained_per_dollar": 3600 * tested.sustained_rps / plan.price_per_hour,
         "verdict": tested.verdict,

@@ -42,17 +42,20 @@ class PaperTable:
 
 
 def compare(
-    item: str, paper: float, ours: float, tolerance: float, *, note: str = "", order: bool = False
+    item: str, paper: float, ours: float, tolerance: float, *, note: str = "", same_order: bool = False
 ) -> Comparison:
-    """Allows a relative error of `tolerance`; beyond it "order only" where `order`, the paper's direction, holds."""
-    return _judge(item, paper, ours, ours / paper - 1, tolerance, note, order)
+    """Allows a relative error of `tolerance`; a larger one is "order only" where `same_order`.
+
+    `same_order` says that ours is on the same side of a rival as the paper's number.
+    """
+    return _judge(item, paper, ours, ours / paper - 1, tolerance, note, same_order)
 
 
 def compare_points(
-    item: str, paper: float, ours: float, tolerance: float, *, note: str = "", order: bool = False
+    item: str, paper: float, ours: float, tolerance: float, *, note: str = "", same_order: bool = False
 ) -> Comparison:
     """As `compare`, with an absolute error, for shares: 0.05 is five percentage points."""
-    return _judge(item, paper, ours, ours - paper, tolerance, f"points; {note}" if note else "points", order)
+    return _judge(item, paper, ours, ours - paper, tolerance, f"points; {note}" if note else "points", same_order)
 
 
 def at_most(item: str, limit: float, ours: float, note: str = "") -> Comparison:
@@ -78,7 +81,9 @@ def blocked(item: str, paper: float | str, note: str) -> Comparison:
     return Comparison(item=item, paper=paper, ours=None, verdict=BLOCKED, note=note)
 
 
-def _judge(item: str, paper: float, ours: float, error: float, tolerance: float, note: str, order: bool) -> Comparison:
+def _judge(
+    item: str, paper: float, ours: float, error: float, tolerance: float, note: str, same_order: bool
+) -> Comparison:
     # A bound met exactly, up to rounding, is met.
-    verdict = REPRODUCED if abs(error) <= tolerance + 1e-12 else ORDER_ONLY if order else NOT_REPRODUCED
+    verdict = REPRODUCED if abs(error) <= tolerance + 1e-12 else ORDER_ONLY if same_order else NOT_REPRODUCED
     return Comparison(item=item, paper=paper, ours=ours, error=error, tolerance=tolerance, verdict=verdict, note=note)

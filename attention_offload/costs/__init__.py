@@ -1,1 +1,1 @@
-"""What a decode step costs on a given set of devices: operators, knobs, capacity, instances."""
+"""What a decode step costs on a given set of devices: operators, knobs, capacity, deployments."""

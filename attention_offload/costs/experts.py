@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from attention_offload.costs.instances import CoupledInstance, DecodeStep, OffloadedInstance, room_beside_weights
+from attention_offload.costs.deployments import CoupledDeployment, DecodeStep, OffloadedDeployment, room_beside_weights
 from attention_offload.costs.knobs import Knobs
 from attention_offload.costs.operators import p_norm, wire_bandwidth
 from attention_offload.costs.shapes import ModelShape
@@ -15,7 +15,7 @@ _PING_PONG = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertPoolInstance:
+class ExpertPoolDeployment:
     """`expert_count` devices hold the experts, whole ones each; `base` does everything else.
 
     With a coupled base this is the cut of MegaScale-Infer (arXiv:2504.02263): attention and projections here, experts
@@ -24,14 +24,14 @@ class ExpertPoolInstance:
     taken to spread evenly over the experts.
     """
 
-    base: CoupledInstance | OffloadedInstance
+    base: CoupledDeployment | OffloadedDeployment
     experts: Device
     expert_count: int
 
     def __post_init__(self) -> None:
         if self.expert_count < 1:
             raise OffloadError(f"`expert_count` must be at least 1, got {self.expert_count}.")
-        if isinstance(self.base, OffloadedInstance) and self.base.replicas > 1:
+        if isinstance(self.base, OffloadedDeployment) and self.base.replicas > 1:
             raise OffloadError("Experts beside an offloaded base take one replica of the rest; use `in_flight` 1 or 2.")
 
     @property
@@ -50,19 +50,20 @@ class ExpertPoolInstance:
         room_beside_weights(self.experts, self.expert_count, _only_experts(shape), knobs.coupled_memory_share)
         return self.base.kv_bytes(_without_experts(shape), knobs)
 
-    def step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
-        ways = {self._step(shape, batch, context, knobs, n) for n in (1, _PING_PONG)}
+    def decode_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
+        ways = {self.staggered_step(shape, batch, context, knobs, n) for n in (1, _PING_PONG)}
         return min(ways, key=lambda step: step.tbt_s)
 
-    def _step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs, n: int) -> DecodeStep:
+    def staggered_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs, n: int) -> DecodeStep:
+        """A step with just `n` batches in flight: a round through the pools; no pool serves two at once."""
         rest, part = _without_experts(shape), batch / n
         expert_s = expert_time(shape, self.experts, self.expert_count, part, knobs)
         wire_s, network_s = self._network_time(shape, part, knobs)
-        if isinstance(self.base, OffloadedInstance):
+        if isinstance(self.base, OffloadedDeployment):
             base = self.base.staggered_step(rest, part, context, knobs, 1)
             stays = (base.dense_s, base.attention_s)
         else:
-            base = self.base.step(rest, part, context, knobs)
+            base = self.base.decode_step(rest, part, context, knobs)
             stays = (base.dense_s + base.attention_s,)
         dense_s, network_s = base.dense_s + expert_s, base.network_s + network_s
         round_s = dense_s + base.attention_s + network_s - base.overlap_s
@@ -76,8 +77,8 @@ class ExpertPoolInstance:
 
         A token goes to each device that holds one of its experts, once.
         """
-        near = self.base.dense if isinstance(self.base, OffloadedInstance) else self.base.device
-        count = self.base.dense_count if isinstance(self.base, OffloadedInstance) else self.base.count
+        near = self.base.dense if isinstance(self.base, OffloadedDeployment) else self.base.device
+        count = self.base.dense_count if isinstance(self.base, OffloadedDeployment) else self.base.count
         copies = min(shape.experts_per_token, self.expert_count)
         moved = shape.num_layers * batch * copies * shape.activation_bytes * shape.hidden_size
         wire_s = moved / wire_bandwidth(near, count, self.experts, self.expert_count, knobs)

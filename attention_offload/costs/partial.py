@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from attention_offload.costs.instances import DecodeStep, room_beside_weights
+from attention_offload.costs.deployments import DecodeStep, room_beside_weights
 from attention_offload.costs.knobs import Knobs
 from attention_offload.costs.operators import attention_time, dense_time, wire_bandwidth
 from attention_offload.costs.shapes import ModelShape
@@ -16,7 +16,7 @@ def _with_bandwidth(device: Device, memory_bandwidth: float) -> Device:
 
 
 @dataclasses.dataclass(frozen=True)
-class PartiallyOffloadedInstance:
+class PartiallyOffloadedDeployment:
     """`count` decode devices, helped by `helper_count` prefill devices, `helper_tp` of them to a copy of the weights.
 
     The helpers compute prompts and lend the memory and the bandwidth that this leaves idle (the idea of Adrenaline,
@@ -45,7 +45,7 @@ class PartiallyOffloadedInstance:
     def kv_bytes(self, shape: ModelShape, knobs: Knobs) -> float:
         return self._own_bytes(shape, knobs) + self._helper_bytes(shape, knobs)
 
-    def step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
+    def decode_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
         share = self._helped_share(shape, batch, context, knobs)
         own_s = self._own_attention(shape, batch * (1 - share), context, knobs)
         helper_s, network_s = self._helper_attention(shape, batch * share, context, knobs)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from attention_offload.costs.instances import max_batch
+from attention_offload.costs.deployments import max_batch
 from attention_offload.costs.knobs import FITTED
 from attention_offload.paper.setups import COMPUTE, EQUAL_COST, lamina, paper_shape
 from papers.comparison import Comparison, PaperTable, compare_points, statement
@@ -16,9 +16,9 @@ def figure_12() -> PaperTable:
     rows: list[Comparison] = []
     curves: list[Mapping[str, Any]] = []
     for model in EQUAL_COST:
-        shape, instance = paper_shape(model), lamina(model, in_flight=1)
+        shape, deployment = paper_shape(model), lamina(model, in_flight=1)
         for context in (4096, 8192):
-            steps = [instance.step(shape, batch, context, FITTED) for batch in _batches(model, context)]
+            steps = [deployment.decode_step(shape, batch, context, FITTED) for batch in _batches(model, context)]
             small, large = steps[0], steps[-1]
             for step in steps:
                 parts = {"dense": step.dense_s, "attention": step.attention_s, "network": step.network_s}
@@ -50,15 +50,15 @@ def figure_14() -> PaperTable:
     rows: list[Comparison] = []
     curves: list[Mapping[str, Any]] = []
     for model, most in (("llama-65b", 0.132), ("llama3-70b", 0.035)):
-        shape, instance = paper_shape(model), lamina(model, in_flight=1)
+        shape, deployment = paper_shape(model), lamina(model, in_flight=1)
         saved = []
         for batch in _batches(model, 4096):
-            on = instance.step(shape, batch, 4096, FITTED).tbt_s
-            off = instance.step(shape, batch, 4096, FITTED.changed(overlap=False)).tbt_s
+            on = deployment.decode_step(shape, batch, 4096, FITTED).tbt_s
+            off = deployment.decode_step(shape, batch, 4096, FITTED.changed(overlap=False)).tbt_s
             saved.append(1 - on / off)
             curves.append(_point("figure_14", model, batch, "TBT saved (%)", 100 * saved[-1]))
         rows += [
-            compare_points(f"largest saving, {model}", most, max(saved), 0.025, note="up to", order=True),
+            compare_points(f"largest saving, {model}", most, max(saved), 0.025, note="up to", same_order=True),
             statement(
                 f"the saving grows with the batch, {model}",
                 saved[-1] >= saved[0],

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from attention_offload.costs.instances import CoupledInstance, OffloadedInstance
+from attention_offload.costs.deployments import CoupledDeployment, OffloadedDeployment
 from attention_offload.costs.knobs import A_PRIORI
 from attention_offload.costs.model_table import load_shape
 from attention_offload.devices import load_devices
@@ -45,8 +45,8 @@ def ratios(model: str, count: int) -> list[Ratio]:
     for context, h100_price, price in itertools.product(CONTEXTS, H100_PRICES, CONSUMER_PRICES):
         h100 = dataclasses.replace(table["h100"], price_per_hour=h100_price)
         card = dataclasses.replace(table["rtx3090"], price_per_hour=price)
-        alone = CoupledInstance(h100, 1)
-        pool = OffloadedInstance(h100, 1, card, count, partition="request")
+        alone = CoupledDeployment(h100, 1)
+        pool = OffloadedDeployment(h100, 1, card, count, partition="request")
         before = fullest_step(alone, shape, context, A_PRIORI)
         after = fullest_step(pool, shape, context, A_PRIORI)
         value = after.tokens_per_s / pool.price_per_hour / (before.tokens_per_s / alone.price_per_hour)

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 
-from attention_offload.costs.instances import (
-    CoupledInstance,
-    DecodeInstance,
+from attention_offload.costs.deployments import (
+    CoupledDeployment,
+    DecodeDeployment,
     DecodeStep,
-    OffloadedInstance,
+    OffloadedDeployment,
     max_batch,
 )
 from attention_offload.costs.knobs import Knobs
@@ -45,17 +45,17 @@ def paper_shape(model: str) -> ModelShape:
     return dataclasses.replace(load_shape(model), parameters=weights, active_parameters=weights)
 
 
-def baseline(model: str) -> CoupledInstance:
-    return CoupledInstance(COMPUTE, EQUAL_COST[model][1])
+def baseline(model: str) -> CoupledDeployment:
+    return CoupledDeployment(COMPUTE, EQUAL_COST[model][1])
 
 
-def lamina(model: str, in_flight: int = 2) -> OffloadedInstance:
+def lamina(model: str, in_flight: int = 2) -> OffloadedDeployment:
     (dense, attention), _, _ = EQUAL_COST[model]
-    return OffloadedInstance(COMPUTE, dense, MEMORY, attention, in_flight)
+    return OffloadedDeployment(COMPUTE, dense, MEMORY, attention, in_flight)
 
 
 def fullest_step(
-    instance: DecodeInstance, shape: ModelShape, context: float, knobs: Knobs, largest: float = float("inf")
+    deployment: DecodeDeployment, shape: ModelShape, context: float, knobs: Knobs, largest: float = float("inf")
 ) -> DecodeStep:
     """A step with all the batch that fits, up to `largest`."""
-    return instance.step(shape, min(max_batch(instance, shape, context, knobs), largest), context, knobs)
+    return deployment.decode_step(shape, min(max_batch(deployment, shape, context, knobs), largest), context, knobs)

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from attention_offload.costs.instances import OffloadedInstance, balanced_count, max_batch
+from attention_offload.costs.deployments import OffloadedDeployment, balanced_count, max_batch
 from attention_offload.costs.knobs import A_PRIORI, FITTED, IDEAL, MODERN, NCCL, Knobs
 from attention_offload.paper.setups import (
     COMPUTE,
@@ -85,10 +85,15 @@ def figure_10() -> PaperTable:
                 min(gains),
                 0.05,
                 note=f"{least.model} on {least.trace}",
-                order=True,
+                same_order=True,
             ),
             compare_points(
-                f"largest gain, {label}", _GAIN[1], max(gains), 0.05, note=f"{most.model} on {most.trace}", order=True
+                f"largest gain, {label}",
+                _GAIN[1],
+                max(gains),
+                0.05,
+                note=f"{most.model} on {most.trace}",
+                same_order=True,
             ),
             compare_points(
                 f"mean batch ratio, {label}", _BATCH_RATIO, ratio, 0.1, note="both in-flight batches counted"
@@ -165,13 +170,13 @@ def figure_11() -> PaperTable:
         shape = paper_shape(model)
         for trace, (_, workload) in TRACES.items():
             for a, b in ((a, b) for a in (2, 4) for b in (1, 2, 4, 8)):
-                instance = OffloadedInstance(COMPUTE, a, MEMORY, b)
-                step = fullest_step(instance, shape, workload.context, FITTED)
+                deployment = OffloadedDeployment(COMPUTE, a, MEMORY, b)
+                step = fullest_step(deployment, shape, workload.context, FITTED)
                 tok_s[model, trace, a, b] = step.tokens_per_s
                 curves.append(
                     {"figure": "figure_11", "series": f"{model}, {trace}, a={a}", "x_name": "attention devices b"}
                     | {"x": b, "y_name": "tokens/s", "y": step.tokens_per_s, "batch": step.batch}
-                    | {"tok_per_dollar": 3600 * step.tokens_per_s / instance.price_per_hour}
+                    | {"tok_per_dollar": 3600 * step.tokens_per_s / deployment.price_per_hour}
                 )
     context = TRACES["Azure-Conv"][1].context
     batch = max_batch(lamina("llama3-70b"), paper_shape("llama3-70b"), context, FITTED)

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from attention_offload.costs.experts import ExpertPoolInstance
-from attention_offload.costs.instances import OffloadedInstance
+from attention_offload.costs.deployments import OffloadedDeployment
+from attention_offload.costs.experts import ExpertPoolDeployment
 from attention_offload.costs.shapes import ModelShape
 from attention_offload.devices import Device
 from attention_offload.planner.goals import Goal
@@ -64,8 +64,8 @@ def weigh(
     return Case(rival, best, gain, split.attention, break_even if break_even > 0 else None, verdict)
 
 
-def _split(rated: RatedOption) -> OffloadedInstance | None:
+def _split(rated: RatedOption) -> OffloadedDeployment | None:
     """The attention split of an option that has one."""
-    instance = rated.option.instance
-    base = instance.base if isinstance(instance, ExpertPoolInstance) else instance
-    return base if isinstance(base, OffloadedInstance) else None
+    deployment = rated.option.deployment
+    base = deployment.base if isinstance(deployment, ExpertPoolDeployment) else deployment
+    return base if isinstance(base, OffloadedDeployment) else None

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from attention_offload.costs.experts import ExpertPoolInstance
-from attention_offload.costs.instances import DecodeInstance, DecodeStep, OffloadedInstance, max_batch
+from attention_offload.costs.deployments import DecodeDeployment, DecodeStep, OffloadedDeployment, max_batch
+from attention_offload.costs.experts import ExpertPoolDeployment
 from attention_offload.costs.knobs import Knobs
 from attention_offload.costs.operators import prefill_time
 from attention_offload.costs.shapes import ModelShape
@@ -30,8 +30,11 @@ class DecodeRate:
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefillInstance:
-    """`count` devices that prefill one prompt at a time, tensor-parallel; `slowdown` is what helping decode costs."""
+class PrefillDeployment:
+    """The devices of one prefill instance: `count` of one kind, tensor-parallel, one prompt at a time.
+
+    `slowdown` is the share by which helping decode lengthens a prefill.
+    """
 
     device: Device
     count: int
@@ -60,8 +63,8 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def decode_rate(instance: DecodeInstance, shape: ModelShape, goal: Goal) -> DecodeRate | None:
-    """What `instance` carries of the goal's workload; None where not even one sequence meets TBT.
+def decode_rate(deployment: DecodeDeployment, shape: ModelShape, goal: Goal) -> DecodeRate | None:
+    """What one instance of `deployment` carries of the goal's workload; None where not even one sequence meets TBT.
 
     The fullest batch is what memory and TBT allow. A sequence joins between two steps, so its first gap is half a step
     longer than a step on average; its TBT, the mean of the longest tenth of its gaps, contains it. The rate is the one
@@ -70,28 +73,28 @@ def decode_rate(instance: DecodeInstance, shape: ModelShape, goal: Goal) -> Deco
     Raises `CapacityError` where weights or a single request do not fit.
     """
     workload, knobs = goal.workload, goal.knobs
-    most = max_batch(instance, shape, workload.reserved, knobs)
+    most = max_batch(deployment, shape, workload.reserved, knobs)
     counted = max(1, int(workload.mean_generated) // 10)
     allowed_s = goal.tbt_slo_s / (1 + 0.5 / counted)
-    fullest = _fullest_step(instance, shape, goal, allowed_s, most)
+    fullest = _fullest_step(deployment, shape, goal, allowed_s, most)
     if fullest is None:
         return None
     batches = np.unique(np.geomspace(1, fullest.batch, _POINTS))
-    tok_s = [instance.step(shape, batch, workload.context, knobs).tokens_per_s for batch in batches.tolist()]
+    tok_s = [deployment.decode_step(shape, batch, workload.context, knobs).tokens_per_s for batch in batches.tolist()]
     finished, mean = attained_rate(batches, np.array(tok_s) / workload.mean_generated, goal)
-    received = _receive_rate(instance, shape, goal)
+    received = _receive_rate(deployment, shape, goal)
     limit = "memory" if fullest.batch == most else "TBT SLO"
     binds = "network, KV of prompts" if received < finished else f"{limit}, {_longest_part(fullest)}"
     return DecodeRate(min(finished, received), mean, fullest, binds)
 
 
 def _fullest_step(
-    instance: DecodeInstance, shape: ModelShape, goal: Goal, allowed_s: float, most: int
+    deployment: DecodeDeployment, shape: ModelShape, goal: Goal, allowed_s: float, most: int
 ) -> DecodeStep | None:
     """The step with the largest batch, up to `most`, that takes at most `allowed_s`."""
     context, knobs = goal.workload.context, goal.knobs
-    batch = largest(lambda batch: instance.step(shape, batch, context, knobs).tbt_s <= allowed_s, 1, most)
-    return instance.step(shape, batch, context, knobs) if batch else None
+    batch = largest(lambda batch: deployment.decode_step(shape, batch, context, knobs).tbt_s <= allowed_s, 1, most)
+    return deployment.decode_step(shape, batch, context, knobs) if batch else None
 
 
 def attained_rate(batches: np.ndarray, finished_rps: np.ndarray, goal: Goal) -> tuple[float, float]:
@@ -123,13 +126,13 @@ def attained_rate(batches: np.ndarray, finished_rps: np.ndarray, goal: Goal) -> 
     return low * float(served[-1]), mean
 
 
-def _receive_rate(instance: DecodeInstance, shape: ModelShape, goal: Goal) -> float:
+def _receive_rate(deployment: DecodeDeployment, shape: ModelShape, goal: Goal) -> float:
     """Requests per second whose KV the instance's NICs can take in, beside what attention sends through them."""
     moved = goal.workload.mean_prompt * shape.kv_bytes_per_token
-    base = instance.base if isinstance(instance, ExpertPoolInstance) else instance
-    if isinstance(base, OffloadedInstance):
+    base = deployment.base if isinstance(deployment, ExpertPoolDeployment) else deployment
+    if isinstance(base, OffloadedDeployment):
         moved += goal.workload.mean_generated * shape.num_layers * shape.crossing_bytes
-    return instance.kv_network_bandwidth * goal.knobs.network.efficiency / moved
+    return deployment.kv_network_bandwidth * goal.knobs.network.efficiency / moved
 
 
 def _longest_part(step: DecodeStep) -> str:
@@ -143,7 +146,7 @@ def _longest_part(step: DecodeStep) -> str:
     return max(parts, key=lambda part: parts[part])
 
 
-def prefill_rate(pool: PrefillInstance, count: int, shape: ModelShape, goal: Goal) -> float:
+def prefill_rate(pool: PrefillDeployment, count: int, shape: ModelShape, goal: Goal) -> float:
     """Requests per second whose TTFT `count` instances keep, first come first served.
 
     A prompt that alone takes longer than the target is never counted, but costs its time. Of the others, `attainment`
@@ -163,7 +166,7 @@ def prefill_rate(pool: PrefillInstance, count: int, shape: ModelShape, goal: Goa
     return min(best, count * pool.count * pool.device.network_bandwidth * goal.knobs.network.efficiency / sent)
 
 
-def prompt_seconds(pool: PrefillInstance, shape: ModelShape, goal: Goal) -> list[float]:
+def prompt_seconds(pool: PrefillDeployment, shape: ModelShape, goal: Goal) -> list[float]:
     """Prefill seconds of the workload's representative prompts, shortest first."""
     return [pool.seconds(shape, p, goal.hit_rate * p, goal.knobs) for p in goal.workload.prompts]
 

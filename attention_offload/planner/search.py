@@ -7,11 +7,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from attention_offload.costs.instances import DecodeInstance
+from attention_offload.costs.deployments import DecodeDeployment
 from attention_offload.costs.shapes import ModelShape
 from attention_offload.errors import CapacityError, OffloadError
 from attention_offload.planner.goals import Goal
-from attention_offload.planner.rates import DecodeRate, PrefillInstance, decode_rate, prefill_rate, prompt_seconds
+from attention_offload.planner.rates import DecodeRate, PrefillDeployment, decode_rate, prefill_rate, prompt_seconds
 from attention_offload.planner.space import DecodeOption, Space
 
 # Up to this many splits all are evaluated; beyond it the search climbs from random starts.
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A deployment, and what the cost model expects of it.
+    """Instances to rent, and what the cost model expects of them.
 
     `goodput_rps` counts requests within both latency targets; `batch` is the mean one of a decode instance, `max_batch`
     its fullest and `tbt_s` a step with that; `ttft_s` is the prefill of a mean prompt without waiting; `answerable` the
     share of the prompts whose prefill alone is within the target; `binds` names the pool, then what limits it.
     """
 
-    prefill: PrefillInstance
+    prefill: PrefillDeployment
     prefill_count: int
-    decode: DecodeInstance
+    decode: DecodeDeployment
     decode_count: int
     shape: ModelShape
     goodput_rps: float
@@ -65,7 +65,7 @@ class RatedOption:
 
     @property
     def price(self) -> float:
-        return self.option.instance.price_per_hour
+        return self.option.deployment.price_per_hour
 
     @property
     def requests_per_dollar(self) -> float:
@@ -107,10 +107,10 @@ class _Rater:
 
     def __call__(self, option: DecodeOption | None) -> RatedOption | None:
         """The option's rate; None where it does not fit, cannot be split that way, or misses the TBT target."""
-        if option is None or option.instance.price_per_hour > self.goal.budget_per_hour:
+        if option is None or option.deployment.price_per_hour > self.goal.budget_per_hour:
             return None
         try:
-            rate = decode_rate(option.instance, option.shape, self.goal)
+            rate = decode_rate(option.deployment, option.shape, self.goal)
         except CapacityError as error:
             self.too_small = self.too_small or error
             return None
@@ -160,7 +160,7 @@ def _line_moves(place: tuple[int, ...], axes: Sequence[Sequence]) -> Iterator[tu
                 yield (*place[:position], index, *place[position + 1 :])
 
 
-def _plans(goal: Goal, prefill: PrefillInstance, rated: Sequence[RatedOption]) -> Iterator[Plan]:
+def _plans(goal: Goal, prefill: PrefillDeployment, rated: Sequence[RatedOption]) -> Iterator[Plan]:
     """Frontier candidates with one kind of prefill instance: enough of one pool for all of the other."""
     by_shape: dict[ModelShape, list[RatedOption]] = {}
     for option in rated:
@@ -174,7 +174,7 @@ def _plans(goal: Goal, prefill: PrefillInstance, rated: Sequence[RatedOption]) -
                 yield from _pools(goal, slowed, shape, [helped])
 
 
-def _pools(goal: Goal, prefill: PrefillInstance, shape: ModelShape, options: Sequence[RatedOption]) -> Iterator[Plan]:
+def _pools(goal: Goal, prefill: PrefillDeployment, shape: ModelShape, options: Sequence[RatedOption]) -> Iterator[Plan]:
     budget = goal.budget_per_hour
     try:
         most = int(budget / prefill.price_per_hour)
@@ -199,7 +199,7 @@ def _pools(goal: Goal, prefill: PrefillInstance, shape: ModelShape, options: Seq
             yield Plan(
                 prefill,
                 prefills,
-                rated.option.instance,
+                rated.option.deployment,
                 decodes,
                 shape,
                 rps,
@@ -237,7 +237,7 @@ def _balanced(carried: Sequence[float], rated: RatedOption, prefill_price: float
     }
 
 
-def _holds_weights(prefill: PrefillInstance, shape: ModelShape, goal: Goal) -> bool:
+def _holds_weights(prefill: PrefillDeployment, shape: ModelShape, goal: Goal) -> bool:
     usable = goal.knobs.coupled_memory_share * prefill.count * prefill.device.memory_bytes
     return usable > shape.weight_bytes
 

@@ -4,13 +4,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from attention_offload.costs.experts import ExpertPoolInstance
-from attention_offload.costs.instances import PARTITIONS, CoupledInstance, DecodeInstance, OffloadedInstance
-from attention_offload.costs.partial import PartiallyOffloadedInstance
+from attention_offload.costs.deployments import PARTITIONS, CoupledDeployment, DecodeDeployment, OffloadedDeployment
+from attention_offload.costs.experts import ExpertPoolDeployment
+from attention_offload.costs.partial import PartiallyOffloadedDeployment
 from attention_offload.costs.shapes import ModelShape
 from attention_offload.devices import Device
 from attention_offload.errors import OffloadError
-from attention_offload.planner.rates import PrefillInstance
+from attention_offload.planner.rates import PrefillDeployment
 
 # Kinds that can run a model's GEMMs; memory pools of other kinds serve attention only.
 _DENSE_KINDS = ("gpu", "tpu")
@@ -18,11 +18,11 @@ _DENSE_KINDS = ("gpu", "tpu")
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOption:
-    """A way to decode: an instance, the model as stored on it, and the prefill instances each one needs for help."""
+    """A way to decode: a deployment, the model as stored on it, and the prefill instances that help each instance."""
 
-    instance: DecodeInstance
+    deployment: DecodeDeployment
     shape: ModelShape
-    helped_by: PrefillInstance | None = None
+    helped_by: PrefillDeployment | None = None
     helpers: int = 0
 
 
@@ -61,19 +61,19 @@ class Space:
     def dense_devices(self) -> list[Device]:
         return [device for device in self.devices if device.kind in _DENSE_KINDS]
 
-    def prefill(self) -> Iterator[PrefillInstance]:
+    def prefill(self) -> Iterator[PrefillDeployment]:
         for device, count in itertools.product(self.dense_devices, self.dense_counts):
-            yield PrefillInstance(device, count)
+            yield PrefillDeployment(device, count)
 
     def coupled(self) -> Iterator[DecodeOption]:
         for shape, device, count in itertools.product(self.shapes, self.dense_devices, self.dense_counts):
-            yield DecodeOption(CoupledInstance(device, count), shape)
+            yield DecodeOption(CoupledDeployment(device, count), shape)
 
     def experts(self) -> Iterator[DecodeOption]:
         """Coupled instances with the experts on a pool of their own."""
         for option, pool in itertools.product(self.coupled(), self._expert_pools()):
-            if pool is not None and option.shape.num_experts and isinstance(option.instance, CoupledInstance):
-                yield DecodeOption(ExpertPoolInstance(option.instance, *pool), option.shape)
+            if pool is not None and option.shape.num_experts and isinstance(option.deployment, CoupledDeployment):
+                yield DecodeOption(ExpertPoolDeployment(option.deployment, *pool), option.shape)
 
     def _expert_pools(self) -> list[tuple[Device, int] | None]:
         """None for experts that stay with the rest."""
@@ -99,16 +99,16 @@ class Space:
         shape, dense, dense_count, attention, attention_count, n, partition, experts = axes
         if experts and (n > 2 or not shape.num_experts):
             return None
-        instance = OffloadedInstance(dense, dense_count, attention, attention_count, n, partition, spread)
-        return DecodeOption(ExpertPoolInstance(instance, *experts) if experts else instance, shape)
+        deployment = OffloadedDeployment(dense, dense_count, attention, attention_count, n, partition, spread)
+        return DecodeOption(ExpertPoolDeployment(deployment, *experts) if experts else deployment, shape)
 
     def partial(self, slowdown: float) -> Iterator[DecodeOption]:
         """Coupled instances that prefill instances help; these are slowed down."""
         for option, prefill, helpers in itertools.product(self.coupled(), self.prefill(), self.helpers):
-            coupled = option.instance
-            if not isinstance(coupled, CoupledInstance):
+            coupled = option.deployment
+            if not isinstance(coupled, CoupledDeployment):
                 continue
-            helped = PartiallyOffloadedInstance(
+            helped = PartiallyOffloadedDeployment(
                 coupled.device, coupled.count, prefill.device, helpers * prefill.count, prefill.count
             )
             slowed = dataclasses.replace(prefill, slowdown=slowdown)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from serving.conductor import ConductorConfig
-from serving.planning.confirm import Trial, missed, try_cluster
+from serving.planning.confirm import SimulatedRun, missed, try_cluster
 from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import Performance
@@ -12,15 +12,15 @@ from serving.workload.requests import Trace
 
 
 @dataclasses.dataclass(frozen=True)
-class Kit:
-    """What nodes are made of: a kind of instance, and the KVCache memory of each one that prefills.
+class NodeType:
+    """A kind of node: the devices of one instance, and the KVCache memory of a node that prefills.
 
     Attributes:
-        device: how the instance is called.
-        performance: its times and its price per hour, without KVCache.
-        kv_bytes: of one token.
+        device: name of the devices and their count, as in "h100x8".
+        performance: times and price per hour of one instance, without KVCache.
+        kv_bytes: bytes of KV of one token.
         dram_gb, ssd_gb: KVCache in host memory and on SSD, in 10^9 bytes.
-        memory_price: dollars per hour of both.
+        memory_price: dollars per hour of DRAM and SSD together.
     """
 
     device: str
@@ -35,30 +35,30 @@ class Kit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizing:
-    """A cluster that was simulated, and whether it met the SLO."""
+class ClusterSize:
+    """Nodes of one type in both pools, how they served the trace in simulation, and whether that met the SLO."""
 
-    kit: Kit
+    node_type: NodeType
     prefill: int
     decode: int
-    trial: Trial
+    run: SimulatedRun
     meets: bool
 
     @property
     def price_per_hour(self) -> float:
-        return self.kit.price_per_hour(self.prefill, self.decode)
+        return self.node_type.price_per_hour(self.prefill, self.decode)
 
     @property
     def reason(self) -> str:
-        return missed(self.trial)
+        return missed(self.run)
 
 
 class CapacitySearch:
-    """Sizes clusters for `trace`; `simulated` holds every one that was tried.
+    """Finds how many nodes `trace` needs; `simulated` holds every size that was tried.
 
-    More nodes of either pool are taken never to hurt. Per kit, both pools are doubled until the SLO is met, each is
-    then bisected with the other one ample, and from the fewest prefill nodes on, decode nodes are traded for prefill
-    nodes as long as that can be cheaper than the best cluster so far.
+    The search assumes that more nodes of either pool never hurt. Per node type it doubles both pools until the SLO is
+    met, bisects each pool with the other one ample, and from the fewest prefill nodes on trades decode nodes for
+    prefill nodes as long as that can be cheaper than the best cluster so far.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CapacitySearch:
         conductor: ConductorConfig,
         attainment: float,
         max_nodes: int,
-        progress: Callable[[Sizing], object] | None = None,
+        progress: Callable[[ClusterSize], object] | None = None,
     ) -> None:
         """`attainment` is the share of all requests that is to be within both limits of the Conductor's SLO.
 
@@ -79,53 +79,54 @@ class CapacitySearch:
             raise SimulatorError(f"`max_nodes` of a pool must be at least 1, got {max_nodes}.")
         self._trace, self._conductor, self._attainment = trace, conductor, attainment
         self._max_nodes, self._progress = max_nodes, progress
-        self._sizings: dict[tuple[Kit, int, int], Sizing] = {}
+        self._sizes: dict[tuple[NodeType, int, int], ClusterSize] = {}
 
     @property
-    def simulated(self) -> Sequence[Sizing]:
-        return list(self._sizings.values())
+    def simulated(self) -> Sequence[ClusterSize]:
+        return list(self._sizes.values())
 
-    def cheapest(self, kits: Sequence[Kit]) -> Sizing | None:
+    def cheapest(self, node_types: Sequence[NodeType]) -> ClusterSize | None:
         """The cheapest cluster that meets the SLO; None where none does with `max_nodes` nodes in either pool."""
-        best: Sizing | None = None
-        for kit in sorted(kits, key=lambda kit: kit.price_per_hour(1, 1)):
-            best = self._cheapest_of(kit, best)
+        best: ClusterSize | None = None
+        for node_type in sorted(node_types, key=lambda node_type: node_type.price_per_hour(1, 1)):
+            best = self._cheapest_of(node_type, best)
         return best
 
-    def why_not_cheaper(self, best: Sizing, kits: Sequence[Kit]) -> list[Sizing]:
+    def why_not_cheaper(self, best: ClusterSize, node_types: Sequence[NodeType]) -> list[ClusterSize]:
         """Clusters below the price of `best` that miss: a node or some memory less, the dearest of other devices."""
         for prefill, decode in ((best.prefill - 1, best.decode), (best.prefill, best.decode - 1)):
             if prefill and decode:
-                self._size(best.kit, prefill, decode)
-        for kit in _with_less_memory(best.kit, kits):
-            self._size(kit, best.prefill, best.decode)
-        near = [sizing for sizing in self._missing_below(best) if _differ_in_one(sizing, best)]
-        dearest = {s.kit.device: s for s in self._missing_below(best) if s.kit.device != best.kit.device}
-        return sorted([*near, *dearest.values()], key=lambda sizing: -sizing.price_per_hour)
+                self.simulate(best.node_type, prefill, decode)
+        for node_type in _with_less_memory(best.node_type, node_types):
+            self.simulate(node_type, best.prefill, best.decode)
+        missing = self._missing_below(best)
+        near = [size for size in missing if _differ_in_one(size, best)]
+        dearest = {size.node_type.device: size for size in missing if size.node_type.device != best.node_type.device}
+        return sorted([*near, *dearest.values()], key=lambda size: -size.price_per_hour)
 
-    def _missing_below(self, best: Sizing) -> list[Sizing]:
+    def _missing_below(self, best: ClusterSize) -> list[ClusterSize]:
         """Clusters that cost less and miss, cheapest first."""
-        below = (s for s in self._sizings.values() if s.price_per_hour < best.price_per_hour and not s.meets)
-        return sorted(below, key=lambda sizing: sizing.price_per_hour)
+        below = (s for s in self._sizes.values() if s.price_per_hour < best.price_per_hour and not s.meets)
+        return sorted(below, key=lambda size: size.price_per_hour)
 
-    def _cheapest_of(self, kit: Kit, best: Sizing | None) -> Sizing | None:
+    def _cheapest_of(self, node_type: NodeType, best: ClusterSize | None) -> ClusterSize | None:
         def cheaper(prefill: int, decode: int) -> bool:
-            return best is None or kit.price_per_hour(prefill, decode) < best.price_per_hour
+            return best is None or node_type.price_per_hour(prefill, decode) < best.price_per_hour
 
         ample = 1
-        while not self._size(kit, ample, ample).meets:
+        while not self.simulate(node_type, ample, ample).meets:
             if ample == self._max_nodes or not cheaper(ample, ample):
                 return best
             ample = min(2 * ample, self._max_nodes)
-        fewest = self._fewest(lambda prefill: self._size(kit, prefill, ample).meets, 1, ample)
-        least = self._fewest(lambda decode: self._size(kit, ample, decode).meets, 1, ample)
+        fewest = self._fewest(lambda prefill: self.simulate(node_type, prefill, ample).meets, 1, ample)
+        least = self._fewest(lambda decode: self.simulate(node_type, ample, decode).meets, 1, ample)
         decode = ample
         for prefill in range(fewest, ample + 1):
             if not cheaper(prefill, least):
                 break
-            decode = self._fewest(lambda d, p=prefill: self._size(kit, p, d).meets, least, decode)
+            decode = self._fewest(lambda d, p=prefill: self.simulate(node_type, p, d).meets, least, decode)
             if cheaper(prefill, decode):
-                best = self._size(kit, prefill, decode)
+                best = self.simulate(node_type, prefill, decode)
         return best
 
     @staticmethod
@@ -136,55 +137,57 @@ class CapacitySearch:
             low, high = (low, middle) if meets(middle) else (middle + 1, high)
         return high
 
-    def _size(self, kit: Kit, prefill: int, decode: int) -> Sizing:
-        key = kit, prefill, decode
-        if key not in self._sizings:
-            block_bytes = kit.kv_bytes * self._trace.block_size
+    def simulate(self, node_type: NodeType, prefill: int, decode: int) -> ClusterSize:
+        """Serves the trace with a cluster of this size, or returns what it did the first time."""
+        key = node_type, prefill, decode
+        if key not in self._sizes:
+            block_bytes = node_type.kv_bytes * self._trace.block_size
             cluster = ClusterConfig(
                 prefill,
                 decode,
                 conductor=self._conductor,
-                host_blocks=int(kit.dram_gb * 1e9 / block_bytes),
-                ssd_blocks=int(kit.ssd_gb * 1e9 / block_bytes),
+                host_blocks=int(node_type.dram_gb * 1e9 / block_bytes),
+                ssd_blocks=int(node_type.ssd_gb * 1e9 / block_bytes),
             )
-            trial = try_cluster(self._trace, cluster, kit.performance)
-            self._sizings[key] = Sizing(kit, prefill, decode, trial, trial.attainment >= self._attainment)
+            run = try_cluster(self._trace, cluster, node_type.performance)
+            self._sizes[key] = ClusterSize(node_type, prefill, decode, run, run.attainment >= self._attainment)
             if self._progress is not None:
-                self._progress(self._sizings[key])
-        return self._sizings[key]
+                self._progress(self._sizes[key])
+        return self._sizes[key]
 
 
-def _with_less_memory(kit: Kit, kits: Sequence[Kit]) -> list[Kit]:
+def _with_less_memory(node_type: NodeType, node_types: Sequence[NodeType]) -> list[NodeType]:
     """The next smaller of either memory, on the same device."""
-    alike = [other for other in kits if other.device == kit.device]
-    less_dram = [other for other in alike if other.ssd_gb == kit.ssd_gb and other.dram_gb < kit.dram_gb]
-    less_ssd = [other for other in alike if other.dram_gb == kit.dram_gb and other.ssd_gb < kit.ssd_gb]
+    alike = [other for other in node_types if other.device == node_type.device]
+    less_dram = [other for other in alike if other.ssd_gb == node_type.ssd_gb and other.dram_gb < node_type.dram_gb]
+    less_ssd = [other for other in alike if other.dram_gb == node_type.dram_gb and other.ssd_gb < node_type.ssd_gb]
     smaller = (max(less, key=lambda other: other.memory_price, default=None) for less in (less_dram, less_ssd))
     return [other for other in smaller if other is not None]
 
 
-def _differ_in_one(sizing: Sizing, best: Sizing) -> bool:
+def _differ_in_one(size: ClusterSize, best: ClusterSize) -> bool:
     """One node less, or less of one memory."""
-    if sizing.kit == best.kit:
-        return abs(sizing.prefill - best.prefill) + abs(sizing.decode - best.decode) == 1
-    same_nodes = (sizing.kit.device, sizing.prefill, sizing.decode) == (best.kit.device, best.prefill, best.decode)
-    return same_nodes and (sizing.kit.dram_gb == best.kit.dram_gb) != (sizing.kit.ssd_gb == best.kit.ssd_gb)
+    node, other = size.node_type, best.node_type
+    if node == other:
+        return abs(size.prefill - best.prefill) + abs(size.decode - best.decode) == 1
+    same_nodes = (node.device, size.prefill, size.decode) == (other.device, best.prefill, best.decode)
+    return same_nodes and (node.dram_gb == other.dram_gb) != (node.ssd_gb == other.ssd_gb)
 
 
-def sizing_row(sizing: Sizing) -> Mapping[str, object]:
+def size_row(size: ClusterSize) -> Mapping[str, object]:
     """One row of a result."""
-    trial = sizing.trial
+    run = size.run
     return {
-        "device": sizing.kit.device,
-        "prefill": sizing.prefill,
-        "decode": sizing.decode,
-        "dram_gb": sizing.kit.dram_gb,
-        "ssd_gb": sizing.kit.ssd_gb,
-        "price_per_hour": sizing.price_per_hour,
-        "meets": sizing.meets,
-        "attainment": trial.attainment,
-        "ttft_p90_s": trial.ttft_p90_s,
-        "tbt_p90_s": trial.tbt_p90_s,
-        "hit_rate": trial.hit_rate,
-        "reason": sizing.reason,
+        "device": size.node_type.device,
+        "prefill": size.prefill,
+        "decode": size.decode,
+        "dram_gb": size.node_type.dram_gb,
+        "ssd_gb": size.node_type.ssd_gb,
+        "price_per_hour": size.price_per_hour,
+        "meets": size.meets,
+        "attainment": run.attainment,
+        "ttft_p90_s": run.ttft_p90_s,
+        "tbt_p90_s": run.tbt_p90_s,
+        "hit_rate": run.hit_rate,
+        "reason": size.reason,
     }

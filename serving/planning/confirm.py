@@ -20,8 +20,16 @@ _RESOLUTION, _WIDEST = 1.05, 16.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """What a cluster made of a trace at one rate; shares of all requests, latencies in seconds."""
+class SimulatedRun:
+    """How a simulated cluster served a trace at one rate.
+
+    Attributes:
+        offered_rps: arrivals per second.
+        attainment, ttft_attainment, tbt_attainment: shares of all requests within both targets, and within either.
+        ttft_p90_s, tbt_p90_s: 90th percentiles, in seconds; `None` where no request was served.
+        hit_rate: share of prompt tokens whose KV was reused.
+        rejected: requests refused.
+    """
 
     offered_rps: float
     attainment: float
@@ -40,26 +48,26 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Confirmation:
-    """A plan's trial at the rate that it was made for, the rate that it sustains, and the verdict.
+    """How a plan's cluster serves the trace at the planned rate, the rate that it sustains, and the verdict.
 
     `sustained_rps` is the highest rate found at which `attainment` of the requests keep both targets.
     """
 
     plan: Plan
-    trial: Trial
+    run: SimulatedRun
     sustained_rps: float
     verdict: str
     reason: str
 
 
 def at_rate(trace: Trace, rps: float) -> Trace:
-    """The same requests, arriving at `rps` on average: their times are stretched."""
+    """Returns the same requests with arrival times stretched to `rps` requests per second on average."""
     factor = trace_rps(trace) / rps
     requests = tuple(dataclasses.replace(r, arrival_s=r.arrival_s * factor) for r in trace.requests)
     return dataclasses.replace(trace, requests=requests)
 
 
-def try_cluster(trace: Trace, cluster: ClusterConfig, performance: Performance) -> Trial:
+def try_cluster(trace: Trace, cluster: ClusterConfig, performance: Performance) -> SimulatedRun:
     """Serves `trace`; the targets are those of the cluster's Conductor."""
     slo = cluster.conductor.slo
     outcomes = Simulation(cluster, performance).run(trace).outcomes
@@ -69,7 +77,7 @@ def try_cluster(trace: Trace, cluster: ClusterConfig, performance: Performance) 
         served = (o for o in outcomes if o.ttft_s is not None)
         return sum((getattr(o, name) or 0.0) <= limit for o in served) / len(outcomes)
 
-    return Trial(
+    return SimulatedRun(
         trace_rps(trace),
         summary["effective_ratio"],
         within("ttft_s", slo.ttft_s),
@@ -95,18 +103,16 @@ def confirm(
     )
     performance = plan_performance(plan, goal)
 
-    def attempt(rps: float) -> Trial:
+    def attempt(rps: float) -> SimulatedRun:
         if progress is not None:
             progress(rps)
         return try_cluster(at_rate(trace, rps), cluster, performance)
 
-    trial = attempt(plan.goodput_rps / plan.answerable)
+    run = attempt(plan.goodput_rps / plan.answerable)
     wanted = goal.attainment * plan.answerable
-    sustained = sustained_rate(
-        trial.offered_rps, trial.attainment >= wanted, lambda rps: attempt(rps).attainment >= wanted
-    )
-    verdict = CONFIRMED if trial.attainment >= wanted else REFUTED
-    return Confirmation(plan, trial, sustained, verdict, missed(trial))
+    sustained = sustained_rate(run.offered_rps, run.attainment >= wanted, lambda rps: attempt(rps).attainment >= wanted)
+    verdict = CONFIRMED if run.attainment >= wanted else REFUTED
+    return Confirmation(plan, run, sustained, verdict, missed(run))
 
 
 def sustained_rate(planned: float, kept: bool, keeps: Callable[[float], bool]) -> float:
@@ -128,9 +134,9 @@ def sustained_rate(planned: float, kept: bool, keeps: Callable[[float], bool]) -
     return low
 
 
-def missed(trial: Trial) -> str:
+def missed(run: SimulatedRun) -> str:
     """The target that fewer requests keep, and how many of them."""
-    refused = f"; {trial.rejected} refused: no room for their KV" if trial.rejected else ""
-    worse = "TTFT" if trial.ttft_attainment <= trial.tbt_attainment else "TBT"
-    share = min(trial.ttft_attainment, trial.tbt_attainment)
+    refused = f"; {run.rejected} refused: no room for their KV" if run.rejected else ""
+    worse = "TTFT" if run.ttft_attainment <= run.tbt_attainment else "TBT"
+    share = min(run.ttft_attainment, run.tbt_attainment)
     return f"{worse} within its target for {share:.1%} of the requests{refused}"

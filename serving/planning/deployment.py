@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from attention_offload.costs.experts import ExpertPoolInstance
-from attention_offload.costs.instances import DecodeInstance, OffloadedInstance
+from attention_offload.costs.deployments import DecodeDeployment, OffloadedDeployment
+from attention_offload.costs.experts import ExpertPoolDeployment
 from attention_offload.costs.shapes import ModelShape
 from attention_offload.planner.goals import Goal
 from attention_offload.planner.search import Plan
@@ -53,10 +53,10 @@ def plan_performance(plan: Plan, goal: Goal) -> Performance:
     )
 
 
-def decode_table(instance: DecodeInstance, shape: ModelShape, goal: Goal, largest: float) -> DecodeTable:
-    """The instance's steps over batches up to `largest` or more and contexts up to 200,000 tokens."""
+def decode_table(deployment: DecodeDeployment, shape: ModelShape, goal: Goal, largest: float) -> DecodeTable:
+    """Seconds of the deployment's steps over batches up to `largest` or more and contexts up to 200,000 tokens."""
     batches, contexts = _knots(1.0, max(largest, 2.0)), _knots(_SHORTEST, _LONGEST)
-    seconds = np.array([[instance.step(shape, b, c, goal.knobs).tbt_s for c in contexts] for b in batches])
+    seconds = np.array([[deployment.decode_step(shape, b, c, goal.knobs).tbt_s for c in contexts] for b in batches])
     # Rounding must not make a longer context faster.
     seconds = np.maximum.accumulate(seconds, axis=1)
     return DecodeTable(batches, contexts, tuple(map(tuple, seconds.tolist())))
@@ -109,12 +109,12 @@ def _non_negative(features: np.ndarray, seconds: np.ndarray, weights: np.ndarray
 
 def _receive_bandwidth(plan: Plan, goal: Goal) -> float:
     """Bytes per second that are left for KV of prompts on the devices that hold KV."""
-    instance, knobs, shape = plan.decode, goal.knobs, plan.shape
-    bandwidth = instance.kv_network_bandwidth * knobs.network.efficiency
-    base = instance.base if isinstance(instance, ExpertPoolInstance) else instance
-    if not isinstance(base, OffloadedInstance):
+    deployment, knobs, shape = plan.decode, goal.knobs, plan.shape
+    bandwidth = deployment.kv_network_bandwidth * knobs.network.efficiency
+    base = deployment.base if isinstance(deployment, ExpertPoolDeployment) else deployment
+    if not isinstance(base, OffloadedDeployment):
         return bandwidth
-    step_s = instance.step(shape, plan.batch, goal.workload.context, knobs).tbt_s
+    step_s = deployment.decode_step(shape, plan.batch, goal.workload.context, knobs).tbt_s
     arriving = plan.batch * shape.num_layers * (shape.query_bytes + shape.kv_crossing_bytes) / step_s
     # Attention leaves at least a tenth: KV is pulled whenever no query waits.
     return max(bandwidth - arriving, bandwidth / 10)

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from attention_offload.costs.calibration import from_attention, from_engine, from_linear, write_knobs
-from attention_offload.costs.instances import CoupledInstance
+from attention_offload.costs.deployments import CoupledDeployment
 from attention_offload.costs.knobs import A_PRIORI, load_knobs
 from attention_offload.costs.model_table import load_shape
 from attention_offload.devices import load_devices
@@ -54,7 +54,7 @@ def test_an_engine_is_predicted_by_what_it_measured(tmp_path: pathlib.Path, over
     assert knobs.attention_memory_efficiency == pytest.approx(0.5)
     assert knobs.gemm_flops_efficiency == pytest.approx(0.4)
     for batch, context in ((1, 500), (8, 4000)):
-        step = CoupledInstance(H100, 1).step(SHAPE, batch, context, knobs)
+        step = CoupledDeployment(H100, 1).decode_step(SHAPE, batch, context, knobs)
         line = costs["decode_base"] + batch * costs["decode_sequence"] + batch * context * costs["decode_token"]
         # The line adds the arithmetic of a sequence, which the roofline hides behind reading the weights.
         hidden = 2 * SHAPE.active_parameters * batch / (0.4 * H100.peak_flops())

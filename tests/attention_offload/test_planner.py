@@ -14,7 +14,7 @@ from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.devices import Device, load_devices
 from attention_offload.errors import CapacityError, OffloadError
 from attention_offload.planner.goals import Goal
-from attention_offload.planner.rates import PrefillInstance, attained_rate, decode_rate, largest, prefill_rate
+from attention_offload.planner.rates import PrefillDeployment, attained_rate, decode_rate, largest, prefill_rate
 from attention_offload.planner.search import Plan, search
 from attention_offload.planner.space import DecodeOption, Space
 
@@ -67,15 +67,15 @@ def exhaustive(goal: Goal, space: Space) -> dict[float, float]:
     """Price to goodput of every pair of pools, of every pair of instances: no pruning and no reasoning."""
     found: dict[float, float] = {}
 
-    def add(prefill: PrefillInstance, option: DecodeOption) -> None:
+    def add(prefill: PrefillDeployment, option: DecodeOption) -> None:
         try:
-            rate = decode_rate(option.instance, option.shape, goal)
+            rate = decode_rate(option.deployment, option.shape, goal)
         except OffloadError:
             return
         weights = option.shape.weight_bytes
         if rate is None or 0.9 * prefill.count * prefill.device.memory_bytes <= weights:
             return
-        p, d = prefill.price_per_hour, option.instance.price_per_hour
+        p, d = prefill.price_per_hour, option.deployment.price_per_hour
         for prefills in range(1, int(goal.budget_per_hour / p) + 1):
             carried = prefill_rate(prefill, prefills, option.shape, goal)
             for decodes in range(1, int((goal.budget_per_hour - prefills * p) / d) + 1):
@@ -162,7 +162,7 @@ def test_a_looser_target_or_a_larger_budget_never_hurts() -> None:
 
 def test_more_prefill_instances_carry_more_than_their_share() -> None:
     goal = Goal(CHAT, 60.0, 1.0, 0.08)
-    pool = PrefillInstance(DEVICES["h100"], 2)
+    pool = PrefillDeployment(DEVICES["h100"], 2)
     rates = [prefill_rate(pool, count, LLAMA3, goal) / count for count in (1, 2, 4, 8)]
     assert rates == sorted(rates)
 

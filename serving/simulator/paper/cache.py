@@ -25,7 +25,7 @@ def figure_9(trace: Trace) -> PaperTable:
     for tokens, paper in FIGURE_9.items():
         ours = replay_hits(trace, LRU(tokens // trace.block_size)).rate
         item = f"{tokens / 1e6:g} M tokens"
-        rows.append(compare_points(item, paper, ours, 0.01, note="as the trace shows it", order=True))
+        rows.append(compare_points(item, paper, ours, 0.01, note="as the trace shows it", same_order=True))
         rows.append(
             compare_points(f"{item}, corrected", paper, ours + GRANULARITY, 0.02, note="plus 0.03 for granularity")
         )
@@ -61,8 +61,8 @@ def figure_10(trace: Trace) -> PaperTable:
             "local hit rate, least loaded", 0.169, hit_rate(weak), 0.03, note="no affinity: a weaker baseline"
         ),
         compare("global prefill time, s", 1.05, mean_prefill_s(pooled), 0.10),
-        compare("local prefill time, by least TTFT, s", 1.38, mean_prefill_s(affine), 0.10, order=True),
-        compare("local prefill time, least loaded, s", 1.38, mean_prefill_s(weak), 0.10, order=True),
+        compare("local prefill time, by least TTFT, s", 1.38, mean_prefill_s(affine), 0.10, same_order=True),
+        compare("local prefill time, least loaded, s", 1.38, mean_prefill_s(weak), 0.10, same_order=True),
         blocked("tool and agent, synthetic", "1.38x and 2.36x", "traces not at hand"),
     ]
     return PaperTable("Figure 10: global against local caches, conversation", tuple(rows))

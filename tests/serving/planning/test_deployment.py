@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention_offload.costs.experts import ExpertPoolInstance
-from attention_offload.costs.instances import CoupledInstance, DecodeInstance, OffloadedInstance
+from attention_offload.costs.deployments import CoupledDeployment, DecodeDeployment, OffloadedDeployment
+from attention_offload.costs.experts import ExpertPoolDeployment
 from attention_offload.costs.knobs import A_PRIORI
 from attention_offload.costs.model_table import load_shape
-from attention_offload.costs.partial import PartiallyOffloadedInstance
+from attention_offload.costs.partial import PartiallyOffloadedDeployment
 from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.devices import load_devices
 from attention_offload.planner.goals import Goal
-from attention_offload.planner.rates import PrefillInstance
+from attention_offload.planner.rates import PrefillDeployment
 from attention_offload.planner.search import Plan, search
 from attention_offload.planner.space import Space
 from serving.conductor import SLO
@@ -29,13 +29,13 @@ from tests.serving.simulator.test_equivalence import compare, random_trace
 DEVICES = load_devices()
 H100, H20, L40S = (DEVICES[name] for name in ("h100", "h20", "l40s"))
 LLAMA3, MIXTRAL = load_shape("llama3-70b"), load_shape("mixtral-8x7b")
-INSTANCES = (
-    (OffloadedInstance(H100, 2, H20, 4), LLAMA3),
-    (OffloadedInstance(H100, 2, H20, 3, 3, "sequence"), LLAMA3.quantised(kv="int8")),
-    (OffloadedInstance(H100, 2, L40S, 8, 2, "request", 0.7), LLAMA3),
-    (PartiallyOffloadedInstance(H100, 4, H100, 4, 4), LLAMA3),
-    (ExpertPoolInstance(CoupledInstance(H20, 2), H100, 2), MIXTRAL),
-    (CoupledInstance(H100, 4), dataclasses.replace(LLAMA3, window=1000, windowed_layers=40)),
+DEPLOYMENTS = (
+    (OffloadedDeployment(H100, 2, H20, 4), LLAMA3),
+    (OffloadedDeployment(H100, 2, H20, 3, 3, "sequence"), LLAMA3.quantised(kv="int8")),
+    (OffloadedDeployment(H100, 2, L40S, 8, 2, "request", 0.7), LLAMA3),
+    (PartiallyOffloadedDeployment(H100, 4, H100, 4, 4), LLAMA3),
+    (ExpertPoolDeployment(CoupledDeployment(H20, 2), H100, 2), MIXTRAL),
+    (CoupledDeployment(H100, 4), dataclasses.replace(LLAMA3, window=1000, windowed_layers=40)),
 )
 CHAT = Goal(DecodeWorkload("chat", 1000.0, 200.0, 1100.0, 0.5, 1200.0, (200.0, 600.0, 2200.0)), 100.0, 5.0, 0.1)
 
@@ -48,22 +48,23 @@ def poisson_trace(count: int, rate: float, seed: int = 0, group: int = 1) -> Tra
     return Trace("poisson", tuple(requests))
 
 
-@pytest.mark.parametrize(("instance", "shape"), INSTANCES)
-def test_decode_table_is_the_step_of_the_instance(instance: DecodeInstance, shape) -> None:
-    table = decode_table(instance, shape, CHAT, largest=100)
+@pytest.mark.parametrize(("deployment", "shape"), DEPLOYMENTS)
+def test_decode_table_is_the_step_of_the_deployment(deployment: DecodeDeployment, shape) -> None:
+    table = decode_table(deployment, shape, CHAT, largest=100)
     rng = random.Random(0)
     for _ in range(200):
         batch, context = rng.randint(1, 100), rng.randint(64, 20_000)
-        expected = instance.step(shape, batch, context, A_PRIORI).tbt_s
+        expected = deployment.decode_step(shape, batch, context, A_PRIORI).tbt_s
         # Knots are 15 % apart, so a kink of the step between two of them is cut by at most a few per cent.
         assert table.decode_s(batch, batch * context) == pytest.approx(expected, rel=0.03)
     knot = table.contexts[5]
-    assert table.decode_s(16, 16 * knot) == pytest.approx(instance.step(shape, 16, knot, A_PRIORI).tbt_s, rel=1e-9)
+    at_knot = deployment.decode_step(shape, 16, knot, A_PRIORI)
+    assert table.decode_s(16, 16 * knot) == pytest.approx(at_knot.tbt_s, rel=1e-9)
 
 
-@pytest.mark.parametrize(("instance", "shape"), INSTANCES)
-def test_offloaded_decode_equals_token_by_token(instance: DecodeInstance, shape) -> None:
-    plan = Plan(PrefillInstance(H100, 4), 2, instance, 2, shape, 1.0, 20.0, 60, 0.1, 1.0, 1.0, "")
+@pytest.mark.parametrize(("deployment", "shape"), DEPLOYMENTS)
+def test_offloaded_decode_equals_token_by_token(deployment: DecodeDeployment, shape) -> None:
+    plan = Plan(PrefillDeployment(H100, 4), 2, deployment, 2, shape, 1.0, 20.0, 60, 0.1, 1.0, 1.0, "")
     performance = plan_performance(plan, CHAT)
     rng = random.Random(7)
     for _ in range(15):
@@ -81,13 +82,13 @@ def test_times_that_are_fitted_are_close() -> None:
     assert sum(fitted) == pytest.approx(sum(expected), rel=0.02)
     # A line cannot follow the knee between memory and compute, where the shortest prompts are.
     assert fitted == pytest.approx(expected, rel=0.15)
-    step_s = plan.decode.step(LLAMA3, plan.batch, 1100, A_PRIORI).tbt_s
+    step_s = plan.decode.decode_step(LLAMA3, plan.batch, 1100, A_PRIORI).tbt_s
     assert costs.decode_s(plan.batch, plan.batch * 1100) == pytest.approx(step_s, rel=0.15)
 
 
 def test_attention_leaves_less_of_the_network_to_prompts() -> None:
-    plan = Plan(PrefillInstance(H100, 8), 1, INSTANCES[0][0], 1, LLAMA3, 1.0, 200.0, 300, 0.1, 1.0, 1.0, "")
-    alone = dataclasses.replace(plan, decode=CoupledInstance(H20, 4))
+    plan = Plan(PrefillDeployment(H100, 8), 1, DEPLOYMENTS[0][0], 1, LLAMA3, 1.0, 200.0, 300, 0.1, 1.0, 1.0, "")
+    alone = dataclasses.replace(plan, decode=CoupledDeployment(H20, 4))
     offloaded_s, alone_s = (plan_performance(p, CHAT).costs.transfer_token for p in (plan, alone))
     assert alone_s == pytest.approx(LLAMA3.kv_bytes_per_token / (4 * 50e9 * A_PRIORI.network.efficiency))
     assert alone_s < offloaded_s < 10 * alone_s
@@ -100,7 +101,7 @@ def test_a_plan_is_confirmed_and_an_exaggerated_one_refuted() -> None:
     tried: list[float] = []
     fair = confirm(plan, goal, trace, 0, tried.append)
     assert (fair.verdict, tried[0]) == (CONFIRMED, pytest.approx(plan.goodput_rps))
-    assert fair.trial.goodput_rps >= 0.9 * plan.goodput_rps
+    assert fair.run.goodput_rps >= 0.9 * plan.goodput_rps
     assert fair.sustained_rps >= plan.goodput_rps
     bold = confirm(dataclasses.replace(plan, goodput_rps=3 * fair.sustained_rps), goal, trace, 0)
     assert bold.verdict == REFUTED

@@ -58,7 +58,7 @@ def attend(problem: Problem, q: jax.Array, pools: Pools, ragged: Ragged) -> tupl
     On CPU the kernels are interpreted, with race detection: right and very slow.
     """
     pools = plain(problem, pools)
-    out, lse = decode.attend(tile_of(problem, decode_keys(problem)), decode_plan(problem), q, pools, ragged)
+    out, lse = decode.attend(tile_of(problem, decode_keys(problem)), decode_launch(problem), q, pools, ragged)
     if problem.max_query_len == 1:
         return out, lse
     token = jnp.arange(problem.tokens, dtype=jnp.int32)
@@ -132,14 +132,14 @@ def _attend_chunks(problem: Problem, q, pools: Pools, ragged: Ragged, row: jax.A
     return outs.at[where].get(mode="clip"), lses.at[where].get(mode="clip")
 
 
-def decode_plan(problem: Problem) -> decode.Plan:
+def decode_launch(problem: Problem) -> decode.LaunchConfig:
     """As many key blocks in flight as let two thread blocks share a multiprocessor, and splits that fill the device."""
     tile = tile_of(problem, decode_keys(problem))
     taken = _SHARED_RESERVED + _BARRIER_BYTES + TILE * problem.head_dim * 2 + tile.wide_bytes
     stages = (_SHARED_PER_CORE // 2 - taken) // (2 * tile.block_bytes)
     by_token = problem.max_query_len == 1
     if problem.blocks.splits is not None:
-        return decode.Plan(problem.blocks.splits, stages, by_token)
+        return decode.LaunchConfig(problem.blocks.splits, stages, by_token)
     slots = device.cores() * 2
     work = problem.rows * problem.kv_heads
     blocks = -(-problem.max_pages * problem.page_size // tile.keys)
@@ -150,7 +150,7 @@ def decode_plan(problem: Problem) -> decode.Plan:
         return waves / -(-work * splits // slots)
 
     enough = (splits for splits in range(1, most + 1) if busy(splits) >= 0.9)
-    return decode.Plan(next(enough, max(range(1, most + 1), key=busy)), stages, by_token)
+    return decode.LaunchConfig(next(enough, max(range(1, most + 1), key=busy)), stages, by_token)
 
 
 def prefill_stages(problem: Problem) -> int:

@@ -17,8 +17,8 @@ from model.kernels.paged_attention.problem import Pools, Ragged
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How a decode is cut: thread blocks per row and KV head, and key blocks in flight in each.
+class LaunchConfig:
+    """How a decode is launched: thread blocks per row and KV head, and key blocks in flight in each.
 
     `by_token` puts results where their tokens are, for batches of decode rows; else where their rows are, of which
     there are fewer in batches with chunks.
@@ -29,12 +29,12 @@ class Plan:
     by_token: bool
 
 
-def attend(tile: Tile, plan: Plan, q: jax.Array, pools: Pools, ragged: Ragged) -> tuple[jax.Array, jax.Array]:
+def attend(tile: Tile, launch: LaunchConfig, q: jax.Array, pools: Pools, ragged: Ragged) -> tuple[jax.Array, jax.Array]:
     """Attends the rows that have one query.
 
     Args:
       tile: static facts.
-      plan: how the work is cut.
+      launch: thread blocks and stages.
       q: `[tokens, q_heads, head_dim]`.
       pools: K and V.
       ragged: which tokens are whose.
@@ -44,23 +44,23 @@ def attend(tile: Tile, plan: Plan, q: jax.Array, pools: Pools, ragged: Ragged) -
       that no row owns; anything for rows that have another number of queries, and for their tokens.
     """
     tokens, rows, head_dim = q.shape[0], ragged.page_table.shape[0], tile.head_dim
-    places, stored = tokens if plan.by_token else rows, _stored_rows(tile)
+    places, stored = tokens if launch.by_token else rows, _stored_rows(tile)
     kernel = plgpu.kernel(
-        functools.partial(_body, tile, plan),
+        functools.partial(_body, tile, launch),
         out_type=(
-            jax.ShapeDtypeStruct((plan.splits, places, tile.kv_heads, stored, head_dim), tile.dtype),
-            jax.ShapeDtypeStruct((plan.splits, places, tile.kv_heads, TILE), jnp.float32),
+            jax.ShapeDtypeStruct((launch.splits, places, tile.kv_heads, stored, head_dim), tile.dtype),
+            jax.ShapeDtypeStruct((launch.splits, places, tile.kv_heads, TILE), jnp.float32),
         ),
         scratch_types=(
             tiles.shared(tile, TILE),
-            tiles.stages_of(tile, plan.stages),
-            tiles.stages_of(tile, plan.stages),
+            tiles.stages_of(tile, launch.stages),
+            tiles.stages_of(tile, launch.stages),
             tiles.shared(tile, tile.keys) if tile.quantized else None,
             plgpu.Barrier(),
-            plgpu.Barrier(num_arrivals=tile.arrivals, num_barriers=plan.stages),
-            plgpu.Barrier(num_arrivals=tile.arrivals, num_barriers=plan.stages),
+            plgpu.Barrier(num_arrivals=tile.arrivals, num_barriers=launch.stages),
+            plgpu.Barrier(num_arrivals=tile.arrivals, num_barriers=launch.stages),
         ),
-        grid=(plan.splits, tile.kv_heads, rows),
+        grid=(launch.splits, tile.kv_heads, rows),
         grid_names=("split", "head", "row"),
         compiler_params=device.compiler_params(),
         interpret=device.interpreter() if tile.interpret else None,
@@ -70,10 +70,10 @@ def attend(tile: Tile, plan: Plan, q: jax.Array, pools: Pools, ragged: Ragged) -
     q = jnp.pad(q, ((0, 0), (0, 0), (0, stored - tile.group), (0, 0)))
     outs, lses = kernel(q, *tiles.flat_pools(pools, head_dim), *ragged)
     # Of what is merged here XLA computes what is used: the lse alone, where `combine` makes the results.
-    out, lse = merge(outs, lses[..., :stored]) if plan.splits > 1 else (outs[0], lses[0])
+    out, lse = merge(outs, lses[..., :stored]) if launch.splits > 1 else (outs[0], lses[0])
     out, lse = out[:, :, : tile.group].reshape(places, -1, head_dim), lse[:, :, : tile.group].reshape(places, -1)
-    starts = ragged.query_starts if plan.by_token else None
-    combines = plan.splits > 1 and head_dim % THREADS == 0
+    starts = ragged.query_starts if launch.by_token else None
+    combines = launch.splits > 1 and head_dim % THREADS == 0
     if combines:
         out = combine(tile, outs, lses, starts)
     if starts is None:
@@ -90,7 +90,7 @@ def _stored_rows(tile: Tile) -> int:
 
 def _body(
     tile: Tile,
-    plan: Plan,
+    launch: LaunchConfig,
     q_gmem,  # [tokens, kv_heads, stored rows, head_dim]
     k_gmem,  # values [pages * kv_heads * page_size, head_dim], and scales
     v_gmem,
@@ -110,7 +110,7 @@ def _body(
     """One thread block, of one warpgroup: a share of the keys of one row and KV head."""
     row, head, split = lax.axis_index("row"), lax.axis_index("head"), lax.axis_index("split")
     token, position = starts_gmem[row], lengths_gmem[row] - 1
-    first, stop = _share(tile, plan, position, split)
+    first, stop = _share(tile, launch, position, split)
     # The other rows of the tile are whatever was there: rows do not mix, and these are not stored.
     group_smem = q_smem.at[pl.ds(0, _stored_rows(tile))]
 
@@ -119,8 +119,8 @@ def _body(
         tiles.copy_block(tile, pool_gmem, table_gmem, row, head, block, position, target, barrier)
 
     def attend_block(block, state):
-        slot = lax.rem(block - first, plan.stages)
-        ahead = block + plan.stages
+        slot = lax.rem(block - first, launch.stages)
+        ahead = block + launch.stages
         plgpu.barrier_wait(k_barriers.at[slot])
         scores = tiles.scores_of(tile, q_smem, k_smem.at(slot), wide_smem)
 
@@ -149,7 +149,7 @@ def _body(
     @pl.when(starts_gmem[row + 1] == token + 1)
     def _attend():
         plgpu.copy_gmem_to_smem(q_gmem.at[token, head], group_smem, q_barrier)
-        for stage in range(plan.stages):
+        for stage in range(launch.stages):
 
             @pl.when(first + stage < stop)
             def _fill(stage=stage):
@@ -158,7 +158,7 @@ def _body(
 
         plgpu.barrier_wait(q_barrier)
         state = lax.fori_loop(first, stop, attend_block, tuple(tiles.initial(tile)))
-        place = token if plan.by_token else row
+        place = token if launch.by_token else row
         out, lse_gmem[split, place, head] = tiles.finish(tiles.State(*state))
         q_smem[...] = out.astype(tile.dtype)
         plgpu.commit_smem()
@@ -166,12 +166,12 @@ def _body(
         plgpu.wait_smem_to_gmem(0)
 
 
-def _share(tile: Tile, plan: Plan, position: jax.Array, split: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _share(tile: Tile, launch: LaunchConfig, position: jax.Array, split: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first key block of a split, and the one after its last."""
     stop = lax.div(position + tile.keys, tile.keys)
     first = 0
     if tile.sliding_window is not None:
         first = lax.div(jnp.maximum(position - tile.sliding_window + 1, 0), tile.keys)
-    share = lax.div(stop - first + plan.splits - 1, plan.splits)
+    share = lax.div(stop - first + launch.splits - 1, launch.splits)
     first = first + split * share
     return first, jnp.minimum(first + share, stop)

@@ -1,4 +1,4 @@
-"""What only the Hopper backend has: its plan, its refusals, and interpreted kernels without races."""
+"""What only the Hopper backend has: its launches, its refusals, and interpreted kernels without races."""
 
 import functools
 
@@ -83,7 +83,7 @@ def test_wide_heads_and_scaled_values(head_dim: int, kv_dtype: str | None) -> No
 )
 def test_small_batches_are_split_until_the_device_is_busy(rows: int, max_pages: int, splits: int) -> None:
     """264 thread blocks are resident on 132 multiprocessors; a split has four blocks of keys at least."""
-    assert backend.decode_plan(problem(rows=rows, max_pages=max_pages)).splits == splits
+    assert backend.decode_launch(problem(rows=rows, max_pages=max_pages)).splits == splits
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Decode instances and what a step costs on them: coupled (one kind of device), offloaded, and partially offloaded."""
+"""How one decode instance is deployed, and what a step costs there: coupled (one kind of device), or offloaded."""
 
 import dataclasses
 import math
@@ -36,8 +36,8 @@ class DecodeStep:
         return self.batch / self.tbt_s
 
 
-class DecodeInstance(Protocol):
-    """A set of devices that decodes one batch; times in seconds, prices in dollars per hour."""
+class DecodeDeployment(Protocol):
+    """The devices of one decode instance, and how the model is split over them; prices in dollars per hour."""
 
     @property
     def price_per_hour(self) -> float: ...
@@ -54,19 +54,19 @@ class DecodeInstance(Protocol):
         """Bytes for KV beside the weights. Raises `CapacityError` where the weights do not fit."""
         ...
 
-    def step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
-        """A step of `batch` sequences with `context` tokens each. Raises `OffloadError` for a split that cannot be."""
+    def decode_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
+        """A step of `batch` sequences of `context` tokens each. Raises `OffloadError` for a split that cannot be."""
         ...
 
 
-def max_batch(instance: DecodeInstance, shape: ModelShape, context: float, knobs: Knobs) -> int:
+def max_batch(deployment: DecodeDeployment, shape: ModelShape, context: float, knobs: Knobs) -> int:
     """Sequences of `context` tokens whose KV fits (B_v and B_L of the paper). Raises `CapacityError` if none does."""
     request = shape.kv_bytes_per_token * shape.attended(context)
-    room = instance.kv_bytes(shape, knobs)
+    room = deployment.kv_bytes(shape, knobs)
     if room < request:
         raise CapacityError(
-            f"{instance.label} has {room / 1e9:.1f} GB for KV, but one request of {context:.0f} tokens of {shape.name} "
-            f"needs {request / 1e9:.1f} GB. Use more or larger attention devices, or quantise the KV."
+            f"{deployment.label} has {room / 1e9:.1f} GB for KV, but one request of {context:.0f} tokens of "
+            f"{shape.name} needs {request / 1e9:.1f} GB. Use more or larger attention devices, or quantise the KV."
         )
     return int(room // request)
 
@@ -83,7 +83,7 @@ def room_beside_weights(device: Device, count: int, shape: ModelShape, share: fl
 
 
 @dataclasses.dataclass(frozen=True)
-class CoupledInstance:
+class CoupledDeployment:
     """Everything on `count` devices of one kind, tensor-parallel: the homogeneous baseline."""
 
     device: Device
@@ -105,7 +105,7 @@ class CoupledInstance:
         room = room_beside_weights(self.device, self.count, shape, knobs.coupled_memory_share)
         return room / _copies(shape, self.count)
 
-    def step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
+    def decode_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
         dense_s = dense_time(shape, self.device, self.count, batch, knobs)
         load = _copies(shape, self.count)
         attention_s = attention_time(shape, self.device, self.count, batch, context, knobs, load)
@@ -114,7 +114,7 @@ class CoupledInstance:
 
 
 @dataclasses.dataclass(frozen=True)
-class OffloadedInstance:
+class OffloadedDeployment:
     """DOP(a, b): `dense_count` devices for the model, `attention_count` for attention and KV (§4).
 
     `in_flight` is the n of rotational staggered pipelining: 1 runs one batch after the other, n >= 2 can keep n batches
@@ -162,7 +162,7 @@ class OffloadedInstance:
         room_beside_weights(self.dense, self.dense_count, shape, knobs.coupled_memory_share)
         return self.attention_count * self.attention.memory_bytes * knobs.attention_memory_share
 
-    def step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
+    def decode_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
         ways = {self.staggered_step(shape, batch, context, knobs, n) for n in (1, self.in_flight)}
         return min(ways, key=lambda step: step.tbt_s)
 
@@ -229,7 +229,7 @@ class OffloadedInstance:
 
 
 def balanced_count(
-    instance: OffloadedInstance,
+    deployment: OffloadedDeployment,
     shape: ModelShape,
     batch: float,
     context: float,
@@ -242,17 +242,17 @@ def balanced_count(
     """
 
     def apart(count: int) -> float:
-        sized = dataclasses.replace(instance, attention_count=count)
-        step = sized.staggered_step(shape, batch, context, knobs, instance.in_flight)
+        sized = dataclasses.replace(deployment, attention_count=count)
+        step = sized.staggered_step(shape, batch, context, knobs, deployment.in_flight)
         return abs(step.attention_s - step.dense_s / sized.replicas)
 
     needed = batch * shape.kv_bytes_per_token * shape.attended(context)
-    room = instance.attention.memory_bytes * knobs.attention_memory_share
+    room = deployment.attention.memory_bytes * knobs.attention_memory_share
     holding = [count for count in counts if count * room >= needed]
     if not holding:
         raise CapacityError(
             f"{batch:.0f} sequences of {context:.0f} tokens of {shape.name} need {needed / 1e9:.1f} GB for KV; "
-            f"{max(counts)}x{instance.attention.name} offer {max(counts) * room / 1e9:.1f} GB."
+            f"{max(counts)}x{deployment.attention.name} offer {max(counts) * room / 1e9:.1f} GB."
         )
     return min(holding, key=apart)
 
