@@ -24,7 +24,7 @@ _FIGURES = {
 _FIELDS = {"kind", "tflops", "power_w", "source", "price", "price_source", *_FIGURES}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
     """One accelerator (or one CPU server), as rented.
 

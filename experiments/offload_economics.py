@@ -36,7 +36,9 @@ BUDGET = flags.DEFINE_float("budget_per_hour", 200.0, "Dollars per hour for one 
 
 def _row(model: str, trace: str, offer: str, devices: Sequence[Device], attention: Sequence[Device]) -> dict[str, Any]:
     knobs = KNOBS[KNOB_PRESET.value]
-    goal = Goal(TRACES[trace][1], BUDGET.value, 1e3, TBT_SLO_S.value, knobs=knobs)
+    goal = Goal(
+        workload=TRACES[trace][1], budget_per_hour=BUDGET.value, ttft_slo_s=1e3, tbt_slo_s=TBT_SLO_S.value, knobs=knobs
+    )
     case = weigh(goal, [load_shape(model)], devices, attention)
     row: dict[str, Any] = {"model": model, "trace": trace, "attention on": offer}
     if case is None:

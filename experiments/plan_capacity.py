@@ -68,7 +68,16 @@ def _node_types() -> list[NodeType]:
                 # What is on SSD got there from DRAM.
                 continue
             price = dram * DRAM_PRICE.value + ssd * SSD_PRICE.value
-            node_types.append(NodeType(device, performance, kv_bytes, dram, ssd, price))
+            node_types.append(
+                NodeType(
+                    device=device,
+                    performance=performance,
+                    kv_bytes=kv_bytes,
+                    dram_gb=dram,
+                    ssd_gb=ssd,
+                    memory_price=price,
+                )
+            )
     return node_types
 
 
@@ -88,7 +97,9 @@ def main(argv: Sequence[str]) -> None:
                 bar.set_postfix_str(f"{node_type.device} {size.prefill}P+{size.decode}D: {size.run.attainment:.1%}")
                 bar.update()
 
-            search = CapacitySearch(trace, conductor, ATTAINMENT.value, MAX_NODES.value, tell)
+            search = CapacitySearch(
+                trace, conductor, attainment=ATTAINMENT.value, max_nodes=MAX_NODES.value, progress=tell
+            )
             best = search.cheapest(node_types)
             cheaper = search.why_not_cheaper(best, node_types) if best else search.simulated
     except (TraceError, SimulatorError, ConductorError, OffloadError, UnsupportedModelError) as error:

@@ -62,8 +62,8 @@ def _space() -> Space:
     table = load_devices(PRICES.value, DEVICE_FILE.value)
     shape = load_shape(MODEL.value)
     return Space(
-        [shape.quantised(weights, kv) for weights in WEIGHTS.value for kv in KV.value],
-        [table[name] for name in DEVICES.value],
+        shapes=[shape.quantised(weights, kv) for weights in WEIGHTS.value for kv in KV.value],
+        devices=[table[name] for name in DEVICES.value],
         dense_counts=DENSE.value,
         attention_counts=ATTENTION.value,
         expert_counts=EXPERTS.value,

@@ -15,7 +15,7 @@ from attention_offload.errors import CapacityError, OffloadError
 PARTITIONS = ("head", "request", "sequence")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeStep:
     """One decode step of a batch: seconds of each part, as if run alone, and of the whole (TBT).
 
@@ -110,10 +110,18 @@ class CoupledDeployment:
         load = _copies(shape, self.count)
         attention_s = attention_time(shape, self.device, self.count, batch, context, knobs, load)
         overhead_s = knobs.coupled_overhead_s + knobs.coupled_sequence_overhead_s * batch
-        return DecodeStep(batch, dense_s, attention_s, 0.0, 0.0, overhead_s, dense_s + attention_s + overhead_s)
+        return DecodeStep(
+            batch=batch,
+            dense_s=dense_s,
+            attention_s=attention_s,
+            network_s=0.0,
+            overlap_s=0.0,
+            overhead_s=overhead_s,
+            tbt_s=dense_s + attention_s + overhead_s,
+        )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OffloadedDeployment:
     """DOP(a, b): `dense_count` devices for the model, `attention_count` for attention and KV (§4).
 
@@ -179,7 +187,15 @@ class OffloadedDeployment:
         if n > 1:
             round_s = max(n * attention_s, n * dense_s / (n - 1), n * wire_s, round_s)
         overhead_s = knobs.offload_overhead_s + knobs.offload_sequence_overhead_s * batch
-        return DecodeStep(batch, dense_s, attention_s, network_s, overlap_s, overhead_s, round_s + overhead_s)
+        return DecodeStep(
+            batch=batch,
+            dense_s=dense_s,
+            attention_s=attention_s,
+            network_s=network_s,
+            overlap_s=overlap_s,
+            overhead_s=overhead_s,
+            tbt_s=round_s + overhead_s,
+        )
 
     def _sequence_splits(self, shape: ModelShape) -> int:
         """Over how many devices one head's tokens are spread; 1 unless the partition is by sequence."""

@@ -70,7 +70,15 @@ class ExpertPoolDeployment:
         if n > 1:
             round_s = max(round_s, *(n * stay for stay in (*stays, expert_s, wire_s)))
         overhead_s = knobs.offload_overhead_s + knobs.offload_sequence_overhead_s * batch
-        return DecodeStep(batch, dense_s, base.attention_s, network_s, base.overlap_s, overhead_s, round_s + overhead_s)
+        return DecodeStep(
+            batch=batch,
+            dense_s=dense_s,
+            attention_s=base.attention_s,
+            network_s=network_s,
+            overlap_s=base.overlap_s,
+            overhead_s=overhead_s,
+            tbt_s=round_s + overhead_s,
+        )
 
     def _network_time(self, shape: ModelShape, batch: float, knobs: Knobs) -> tuple[float, float]:
         """Seconds that the NICs are busy in one direction, and seconds there and back: dispatch and combine.

@@ -28,7 +28,7 @@ LINE_RATE = NetworkStack("line_rate", 0.0, 1.0)
 NETWORKS = {stack.name: stack for stack in (FHBN, NCCL, LINE_RATE)}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Knobs:
     """Assumptions of the cost model; times in seconds, efficiencies as shares of the datasheet's peak.
 

@@ -15,7 +15,7 @@ def _with_bandwidth(device: Device, memory_bandwidth: float) -> Device:
     return dataclasses.replace(device, memory_bandwidth=memory_bandwidth)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PartiallyOffloadedDeployment:
     """`count` decode devices, helped by `helper_count` prefill devices, `helper_tp` of them to a copy of the weights.
 
@@ -55,7 +55,15 @@ class PartiallyOffloadedDeployment:
         dense_s = dense_time(shape, self.device, self.count, batch, knobs)
         overhead_s = knobs.coupled_overhead_s + knobs.coupled_sequence_overhead_s * batch
         tbt_s = dense_s + attention_s + network_s - overlap_s + overhead_s
-        return DecodeStep(batch, dense_s, attention_s, network_s, overlap_s, overhead_s, tbt_s)
+        return DecodeStep(
+            batch=batch,
+            dense_s=dense_s,
+            attention_s=attention_s,
+            network_s=network_s,
+            overlap_s=overlap_s,
+            overhead_s=overhead_s,
+            tbt_s=tbt_s,
+        )
 
     def _own_bytes(self, shape: ModelShape, knobs: Knobs) -> float:
         return room_beside_weights(self.device, self.count, shape, knobs.coupled_memory_share)

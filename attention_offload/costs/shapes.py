@@ -24,7 +24,7 @@ FORMAT_BYTES = {
 _SCALE_BYTES = 4.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """A decoder as the two sides of an offloaded model see it.
 

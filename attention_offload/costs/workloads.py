@@ -11,7 +11,7 @@ from attention_offload.errors import OffloadError
 _GROUPS = 10
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeWorkload:
     """Lengths of a trace, in tokens.
 
@@ -43,7 +43,9 @@ class DecodeWorkload:
     def from_means(cls, name: str, mean_prompt: float, mean_generated: float) -> "DecodeWorkload":
         """A workload of which only the means are known: every request alike."""
         context, reserved = mean_prompt + (mean_generated - 1) / 2, mean_prompt + mean_generated
-        return cls(name, mean_prompt, mean_generated, context, reserved=reserved)
+        return cls(
+            name=name, mean_prompt=mean_prompt, mean_generated=mean_generated, context=context, reserved=reserved
+        )
 
     @classmethod
     def from_lengths(cls, name: str, lengths: Iterable[tuple[int, int]]) -> "DecodeWorkload":
@@ -57,13 +59,13 @@ class DecodeWorkload:
         reserved = sum(g * (p + g) for p, g in pairs) / steps
         prompts = sorted(p for p, _ in pairs)
         return cls(
-            name,
-            sum(prompts) / len(prompts),
-            steps / len(pairs),
-            context,
-            math.sqrt(max(square - context**2, 0.0)) / context,
-            reserved,
-            _group_means(prompts),
+            name=name,
+            mean_prompt=sum(prompts) / len(prompts),
+            mean_generated=steps / len(pairs),
+            context=context,
+            context_spread=math.sqrt(max(square - context**2, 0.0)) / context,
+            reserved=reserved,
+            prompts=_group_means(prompts),
         )
 
 

@@ -22,7 +22,7 @@ CONTEXTS = (1024, 2048)
 _CLAIM = (1.48, 12.1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ratio:
     """Offloaded over coupled, for one setting."""
 
@@ -46,11 +46,23 @@ def ratios(model: str, count: int) -> list[Ratio]:
         h100 = dataclasses.replace(table["h100"], price_per_hour=h100_price)
         card = dataclasses.replace(table["rtx3090"], price_per_hour=price)
         alone = CoupledDeployment(h100, 1)
-        pool = OffloadedDeployment(h100, 1, card, count, partition="request")
+        pool = OffloadedDeployment(
+            dense=h100, dense_count=1, attention=card, attention_count=count, partition="request"
+        )
         before = fullest_step(alone, shape, context, A_PRIORI)
         after = fullest_step(pool, shape, context, A_PRIORI)
         value = after.tokens_per_s / pool.price_per_hour / (before.tokens_per_s / alone.price_per_hour)
-        rows.append(Ratio(model, count, context, h100_price, price, after.batch / before.batch, value))
+        rows.append(
+            Ratio(
+                model=model,
+                attention_devices=count,
+                context=context,
+                h100_price=h100_price,
+                consumer_price=price,
+                batch=after.batch / before.batch,
+                tok_per_dollar=value,
+            )
+        )
     return rows
 
 

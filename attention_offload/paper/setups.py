@@ -22,9 +22,9 @@ MODEL_BYTES = {"llama-33b": 64.7e9, "llama-65b": 130.1e9, "llama3-70b": 137.5e9}
 # Table 4: requests, mean prompt and mean generated tokens. The context of a decode step is a mean over steps, which the
 # paper does not print: computed from the public traces for the first three, from the means for the last.
 TRACES: Mapping[str, tuple[int, DecodeWorkload]] = {
-    "Azure-Conv": (19366, DecodeWorkload("Azure-Conv", 1154.7, 211.1, 1226.5)),
-    "Azure-Code": (8819, DecodeWorkload("Azure-Code", 2047.8, 27.9, 2130.4)),
-    "Kimi-Conv": (12031, DecodeWorkload("Kimi-Conv", 12035.1, 342.6, 13125.4)),
+    "Azure-Conv": (19366, DecodeWorkload(name="Azure-Conv", mean_prompt=1154.7, mean_generated=211.1, context=1226.5)),
+    "Azure-Code": (8819, DecodeWorkload(name="Azure-Code", mean_prompt=2047.8, mean_generated=27.9, context=2130.4)),
+    "Kimi-Conv": (12031, DecodeWorkload(name="Kimi-Conv", mean_prompt=12035.1, mean_generated=342.6, context=13125.4)),
     "Kimi-TA": (23608, DecodeWorkload.from_means("Kimi-TA", 8560.0, 182.1)),
 }
 
@@ -51,7 +51,9 @@ def baseline(model: str) -> CoupledDeployment:
 
 def lamina(model: str, in_flight: int = 2) -> OffloadedDeployment:
     (dense, attention), _, _ = EQUAL_COST[model]
-    return OffloadedDeployment(COMPUTE, dense, MEMORY, attention, in_flight)
+    return OffloadedDeployment(
+        dense=COMPUTE, dense_count=dense, attention=MEMORY, attention_count=attention, in_flight=in_flight
+    )
 
 
 def fullest_step(

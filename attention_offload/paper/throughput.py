@@ -33,7 +33,7 @@ _GAIN = (0.161, 0.901)
 _BATCH_RATIO = 2.39
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
     """One model on one trace: batches and tokens per second of the baseline and of Lamina."""
 
@@ -63,8 +63,18 @@ def equal_cost_cells(offloaded: Knobs, coupled: Knobs, in_flight: int = 2, large
         for trace, (_, workload) in TRACES.items():
             before = fullest_step(baseline(model), shape, workload.context, coupled, largest)
             after = fullest_step(lamina(model, in_flight), shape, workload.context, offloaded)
-            numbers = (step for step in (before, after))
-            cells.append(Cell(model, trace, *(v for s in numbers for v in (s.batch, s.tokens_per_s, s.tbt_s))))
+            cells.append(
+                Cell(
+                    model=model,
+                    trace=trace,
+                    coupled_batch=before.batch,
+                    coupled_tok_s=before.tokens_per_s,
+                    coupled_tbt_s=before.tbt_s,
+                    offloaded_batch=after.batch,
+                    offloaded_tok_s=after.tokens_per_s,
+                    offloaded_tbt_s=after.tbt_s,
+                )
+            )
     return cells
 
 
@@ -170,7 +180,7 @@ def figure_11() -> PaperTable:
         shape = paper_shape(model)
         for trace, (_, workload) in TRACES.items():
             for a, b in ((a, b) for a in (2, 4) for b in (1, 2, 4, 8)):
-                deployment = OffloadedDeployment(COMPUTE, a, MEMORY, b)
+                deployment = OffloadedDeployment(dense=COMPUTE, dense_count=a, attention=MEMORY, attention_count=b)
                 step = fullest_step(deployment, shape, workload.context, FITTED)
                 tok_s[model, trace, a, b] = step.tokens_per_s
                 curves.append(

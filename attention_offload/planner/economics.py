@@ -17,7 +17,7 @@ _EVEN = 0.05
 _POOLS = (1, 2, 4, 8, 16, 32, 64)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
     """One model, workload and offer of devices.
 
@@ -41,10 +41,10 @@ def weigh(
 
     The help of prefill devices is left out, as it has no price of its own.
     """
-    alone = Space(shapes, devices, attention_counts=(), expert_counts=(), helpers=())
+    alone = Space(shapes=shapes, devices=devices, attention_counts=(), expert_counts=(), helpers=())
     pools = Space(
-        shapes,
-        devices,
+        shapes=shapes,
+        devices=devices,
         attention_counts=_POOLS,
         in_flight=(2,),
         partitions=("sequence",),
@@ -61,7 +61,14 @@ def weigh(
     rest = best.price - split.attention_count * split.attention.price_per_hour
     break_even = (worth - rest) / split.attention_count
     verdict = PAYS if gain > _EVEN else EVEN if gain > -_EVEN else DOES_NOT
-    return Case(rival, best, gain, split.attention, break_even if break_even > 0 else None, verdict)
+    return Case(
+        coupled=rival,
+        offloaded=best,
+        gain=gain,
+        attention=split.attention,
+        break_even_price=break_even if break_even > 0 else None,
+        verdict=verdict,
+    )
 
 
 def _split(rated: RatedOption) -> OffloadedDeployment | None:

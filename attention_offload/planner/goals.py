@@ -7,7 +7,7 @@ from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.errors import OffloadError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Goal:
     """Serve `workload` within `ttft_slo_s` and `tbt_slo_s` seconds for at most `budget_per_hour` dollars.
 

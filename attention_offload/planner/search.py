@@ -21,7 +21,7 @@ _STARTS = 40
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """Instances to rent, and what the cost model expects of them.
 
@@ -197,18 +197,18 @@ def _pools(goal: Goal, prefill: PrefillDeployment, shape: ModelShape, options: S
                 binds = "demand"
             fullest = rated.rate.fullest
             yield Plan(
-                prefill,
-                prefills,
-                rated.option.deployment,
-                decodes,
-                shape,
-                rps,
-                rated.rate.batch,
-                int(fullest.batch),
-                fullest.tbt_s,
-                ttft_s,
-                answerable,
-                binds,
+                prefill=prefill,
+                prefill_count=prefills,
+                decode=rated.option.deployment,
+                decode_count=decodes,
+                shape=shape,
+                goodput_rps=rps,
+                batch=rated.rate.batch,
+                max_batch=int(fullest.batch),
+                tbt_s=fullest.tbt_s,
+                ttft_s=ttft_s,
+                answerable=answerable,
+                binds=binds,
             )
 
 

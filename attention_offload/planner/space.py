@@ -26,7 +26,7 @@ class DecodeOption:
     helpers: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Space:
     """Device kinds and counts to choose from.
 
@@ -99,7 +99,15 @@ class Space:
         shape, dense, dense_count, attention, attention_count, n, partition, experts = axes
         if experts and (n > 2 or not shape.num_experts):
             return None
-        deployment = OffloadedDeployment(dense, dense_count, attention, attention_count, n, partition, spread)
+        deployment = OffloadedDeployment(
+            dense=dense,
+            dense_count=dense_count,
+            attention=attention,
+            attention_count=attention_count,
+            in_flight=n,
+            partition=partition,
+            context_spread=spread,
+        )
         return DecodeOption(ExpertPoolDeployment(deployment, *experts) if experts else deployment, shape)
 
     def partial(self, slowdown: float) -> Iterator[DecodeOption]:
@@ -109,7 +117,11 @@ class Space:
             if not isinstance(coupled, CoupledDeployment):
                 continue
             helped = PartiallyOffloadedDeployment(
-                coupled.device, coupled.count, prefill.device, helpers * prefill.count, prefill.count
+                device=coupled.device,
+                count=coupled.count,
+                helper=prefill.device,
+                helper_count=helpers * prefill.count,
+                helper_tp=prefill.count,
             )
             slowed = dataclasses.replace(prefill, slowdown=slowdown)
             yield DecodeOption(helped, option.shape, helped_by=slowed, helpers=helpers)

@@ -11,7 +11,7 @@ from serving.simulator.performance import Performance
 from serving.workload.requests import Trace
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeType:
     """A kind of node: the devices of one instance, and the KVCache memory of a node that prefills.
 
@@ -34,7 +34,7 @@ class NodeType:
         return (prefill + decode) * self.performance.price_per_hour + prefill * self.memory_price
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterSize:
     """Nodes of one type in both pools, how they served the trace in simulation, and whether that met the SLO."""
 
@@ -65,6 +65,7 @@ class CapacitySearch:
         self,
         trace: Trace,
         conductor: ConductorConfig,
+        *,
         attainment: float,
         max_nodes: int,
         progress: Callable[[ClusterSize], object] | None = None,
@@ -150,7 +151,9 @@ class CapacitySearch:
                 ssd_blocks=int(node_type.ssd_gb * 1e9 / block_bytes),
             )
             run = try_cluster(self._trace, cluster, node_type.performance)
-            self._sizes[key] = ClusterSize(node_type, prefill, decode, run, run.attainment >= self._attainment)
+            self._sizes[key] = ClusterSize(
+                node_type=node_type, prefill=prefill, decode=decode, run=run, meets=run.attainment >= self._attainment
+            )
             if self._progress is not None:
                 self._progress(self._sizes[key])
         return self._sizes[key]

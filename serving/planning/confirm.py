@@ -19,7 +19,7 @@ CONFIRMED, REFUTED = "confirmed", "refuted"
 _RESOLUTION, _WIDEST = 1.05, 16.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulatedRun:
     """How a simulated cluster served a trace at one rate.
 
@@ -46,7 +46,7 @@ class SimulatedRun:
         return self.offered_rps * self.attainment
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Confirmation:
     """How a plan's cluster serves the trace at the planned rate, the rate that it sustains, and the verdict.
 
@@ -78,14 +78,14 @@ def try_cluster(trace: Trace, cluster: ClusterConfig, performance: Performance) 
         return sum((getattr(o, name) or 0.0) <= limit for o in served) / len(outcomes)
 
     return SimulatedRun(
-        trace_rps(trace),
-        summary["effective_ratio"],
-        within("ttft_s", slo.ttft_s),
-        within("tbt_s", slo.tbt_s),
-        summary["ttft_s"]["p90"],
-        summary["tbt_s"]["p90"],
-        summary["hit_rate"],
-        summary["rejected"],
+        offered_rps=trace_rps(trace),
+        attainment=summary["effective_ratio"],
+        ttft_attainment=within("ttft_s", slo.ttft_s),
+        tbt_attainment=within("tbt_s", slo.tbt_s),
+        ttft_p90_s=summary["ttft_s"]["p90"],
+        tbt_p90_s=summary["tbt_s"]["p90"],
+        hit_rate=summary["hit_rate"],
+        rejected=summary["rejected"],
     )
 
 
@@ -112,7 +112,7 @@ def confirm(
     wanted = goal.attainment * plan.answerable
     sustained = sustained_rate(run.offered_rps, run.attainment >= wanted, lambda rps: attempt(rps).attainment >= wanted)
     verdict = CONFIRMED if run.attainment >= wanted else REFUTED
-    return Confirmation(plan, run, sustained, verdict, missed(run))
+    return Confirmation(plan=plan, run=run, sustained_rps=sustained, verdict=verdict, reason=missed(run))
 
 
 def sustained_rate(planned: float, kept: bool, keeps: Callable[[float], bool]) -> float:

@@ -24,10 +24,10 @@ def trace_goal(
     workload = DecodeWorkload.from_lengths(trace.name, lengths)
     blocks = host_tokens // trace.block_size
     return Goal(
-        workload,
-        budget_per_hour,
-        slo.ttft_s,
-        slo.tbt_s,
+        workload=workload,
+        budget_per_hour=budget_per_hour,
+        ttft_slo_s=slo.ttft_s,
+        tbt_slo_s=slo.tbt_s,
         attainment=attainment,
         hit_rate=replay_hits(trace, LRU(blocks)).rate if blocks else 0.0,
         demand_rps=trace_rps(trace),

@@ -13,7 +13,13 @@ from attention_offload.planner.goals import Goal
 
 DEVICES = load_devices()
 LLAMA3 = load_shape("llama3-70b")
-GOAL = Goal(DecodeWorkload.from_means("w", 4000.0, 200.0), 60.0, 1e3, 0.1, knobs=MODERN)
+GOAL = Goal(
+    workload=DecodeWorkload.from_means("w", 4000.0, 200.0),
+    budget_per_hour=60.0,
+    ttft_slo_s=1e3,
+    tbt_slo_s=0.1,
+    knobs=MODERN,
+)
 
 
 def test_break_even_price_is_where_the_gain_is_gone() -> None:

@@ -17,7 +17,7 @@ from attention_offload.errors import CapacityError, OffloadError
 DEVICES = load_devices("paper")
 H100, H20 = DEVICES["h100"], DEVICES["h20"]
 QWEN, MIXTRAL = load_shape("qwen3-235b-a22b"), load_shape("mixtral-8x7b")
-BASES = (CoupledDeployment(H20, 4), OffloadedDeployment(H100, 1, H20, 4))
+BASES = (CoupledDeployment(H20, 4), OffloadedDeployment(dense=H100, dense_count=1, attention=H20, attention_count=4))
 
 
 @pytest.mark.parametrize("batch", [1, 40])

@@ -20,7 +20,15 @@ from attention_offload.planner.space import DecodeOption, Space
 
 DEVICES = load_devices()
 LLAMA3 = load_shape("llama3-70b")
-CHAT = DecodeWorkload("chat", 1000.0, 200.0, 1100.0, 0.5, 1200.0, (200.0, 600.0, 2200.0))
+CHAT = DecodeWorkload(
+    name="chat",
+    mean_prompt=1000.0,
+    mean_generated=200.0,
+    context=1100.0,
+    context_spread=0.5,
+    reserved=1200.0,
+    prompts=(200.0, 600.0, 2200.0),
+)
 
 
 def random_device(rng: random.Random, name: str) -> Device:
@@ -39,10 +47,14 @@ def random_device(rng: random.Random, name: str) -> Device:
 def random_case(rng: random.Random) -> tuple[Goal, Space]:
     shape = load_shape(rng.choice(["llama-13b", "llama3-8b", "llama-33b", "mixtral-8x7b"]))
     workload = DecodeWorkload(
-        "random", rng.uniform(100, 4000), rng.uniform(10, 500), rng.uniform(200, 5000), rng.uniform(0, 1)
+        name="random",
+        mean_prompt=rng.uniform(100, 4000),
+        mean_generated=rng.uniform(10, 500),
+        context=rng.uniform(200, 5000),
+        context_spread=rng.uniform(0, 1),
     )
     goal = Goal(
-        workload,
+        workload=workload,
         budget_per_hour=rng.uniform(5, 40),
         ttft_slo_s=rng.uniform(0.2, 10),
         tbt_slo_s=rng.uniform(0.02, 0.2),
@@ -51,8 +63,8 @@ def random_case(rng: random.Random) -> tuple[Goal, Space]:
         knobs=rng.choice([A_PRIORI, IDEAL]),
     )
     space = Space(
-        [shape],
-        [random_device(rng, name) for name in ("x", "y")],
+        shapes=[shape],
+        devices=[random_device(rng, name) for name in ("x", "y")],
         dense_counts=(1, 2),
         attention_counts=rng.choice([(1,), (1, 2)]),
         expert_counts=rng.choice([(), (1,)]),
@@ -121,9 +133,9 @@ def test_the_search_is_exact_on_small_cases(cases: int, monkeypatch: pytest.Monk
 
 def test_the_fast_search_comes_close_to_the_exact_one() -> None:
     devices = [DEVICES[name] for name in ("h100", "h20", "l40s", "cpu")]
-    space = Space([LLAMA3], devices, attention_counts=range(1, 13), partitions=("sequence",))
+    space = Space(shapes=[LLAMA3], devices=devices, attention_counts=range(1, 13), partitions=("sequence",))
     for slo in (0.06, 0.15):
-        goal = Goal(CHAT, 100.0, 5.0, slo)
+        goal = Goal(workload=CHAT, budget_per_hour=100.0, ttft_slo_s=5.0, tbt_slo_s=slo)
 
         def best(plans: list[Plan]) -> float:
             return max(plan.requests_per_dollar for plan in plans)
@@ -132,13 +144,16 @@ def test_the_fast_search_comes_close_to_the_exact_one() -> None:
 
 
 def test_search_is_deterministic() -> None:
-    goal, space = Goal(CHAT, 40.0, 5.0, 0.1), Space([LLAMA3], [DEVICES["h100"], DEVICES["h20"]])
+    goal, space = (
+        Goal(workload=CHAT, budget_per_hour=40.0, ttft_slo_s=5.0, tbt_slo_s=0.1),
+        Space(shapes=[LLAMA3], devices=[DEVICES["h100"], DEVICES["h20"]]),
+    )
     assert search(goal, space, exact_limit=0, seed=3) == search(goal, space, exact_limit=0, seed=3)
 
 
 def test_plans_keep_their_promises() -> None:
-    goal = Goal(CHAT, 60.0, 5.0, 0.08, demand_rps=20.0)
-    plans = search(goal, Space([LLAMA3, LLAMA3.quantised(kv="int8")], [DEVICES["h100"], DEVICES["h20"]]))
+    goal = Goal(workload=CHAT, budget_per_hour=60.0, ttft_slo_s=5.0, tbt_slo_s=0.08, demand_rps=20.0)
+    plans = search(goal, Space(shapes=[LLAMA3, LLAMA3.quantised(kv="int8")], devices=[DEVICES["h100"], DEVICES["h20"]]))
     for plan in plans:
         assert plan.price_per_hour <= goal.budget_per_hour
         assert plan.tbt_s <= goal.tbt_slo_s
@@ -148,10 +163,10 @@ def test_plans_keep_their_promises() -> None:
 
 
 def test_a_looser_target_or_a_larger_budget_never_hurts() -> None:
-    space = Space([LLAMA3], [DEVICES["h100"], DEVICES["h20"]])
+    space = Space(shapes=[LLAMA3], devices=[DEVICES["h100"], DEVICES["h20"]])
 
     def most(**changes: float) -> float:
-        goal = dataclasses.replace(Goal(CHAT, 40.0, 3.0, 0.06), **changes)
+        goal = dataclasses.replace(Goal(workload=CHAT, budget_per_hour=40.0, ttft_slo_s=3.0, tbt_slo_s=0.06), **changes)
         return search(goal, space)[-1].goodput_rps
 
     assert most() <= most(budget_per_hour=60.0)
@@ -161,7 +176,7 @@ def test_a_looser_target_or_a_larger_budget_never_hurts() -> None:
 
 
 def test_more_prefill_instances_carry_more_than_their_share() -> None:
-    goal = Goal(CHAT, 60.0, 1.0, 0.08)
+    goal = Goal(workload=CHAT, budget_per_hour=60.0, ttft_slo_s=1.0, tbt_slo_s=0.08)
     pool = PrefillDeployment(DEVICES["h100"], 2)
     rates = [prefill_rate(pool, count, LLAMA3, goal) / count for count in (1, 2, 4, 8)]
     assert rates == sorted(rates)
@@ -173,7 +188,9 @@ def test_attained_rate_is_that_of_a_simulated_queue(fullest: int, dispersion: fl
     batches = np.arange(1, fullest + 1)
     speeds = batches / (0.5 + 0.05 * batches)
     workload = dataclasses.replace(CHAT, context_spread=0.0)
-    goal = dataclasses.replace(Goal(workload, 1.0, 1.0, 1.0), dispersion=dispersion)
+    goal = dataclasses.replace(
+        Goal(workload=workload, budget_per_hour=1.0, ttft_slo_s=1.0, tbt_slo_s=1.0), dispersion=dispersion
+    )
     rate, mean = attained_rate(batches.astype(float), speeds, goal)
     rng, group = random.Random(0), int(dispersion)
     held, now, occupied, room, arrivals = 0, 0.0, 0.0, 0, 0
@@ -197,7 +214,9 @@ def test_rooms_grow_less_than_the_rates_that_they_allow() -> None:
     speeds = np.array([1.0, 100.0])
 
     def rate(fullest: float, dispersion: float = 1.0) -> float:
-        goal = dataclasses.replace(Goal(CHAT, 1.0, 1.0, 1.0), dispersion=dispersion)
+        goal = dataclasses.replace(
+            Goal(workload=CHAT, budget_per_hour=1.0, ttft_slo_s=1.0, tbt_slo_s=1.0), dispersion=dispersion
+        )
         return attained_rate(np.array([1.0, fullest]), speeds * fullest / 100, goal)[0]
 
     assert rate(200) > 2 * rate(100) > 4 * rate(50)
@@ -212,30 +231,40 @@ def test_largest() -> None:
 @pytest.mark.parametrize(
     ("goal", "space", "error", "message"),
     [
-        (lambda: Goal(CHAT, -5, 1, 1), None, OffloadError, r"`budget_per_hour` must be positive, got -5"),
-        (lambda: Goal(CHAT, 5, 1, 1, hit_rate=1.0), None, OffloadError, r"`hit_rate` .* got 1.0"),
-        (None, lambda: Space([LLAMA3], []), OffloadError, r"needs at least one device"),
+        (
+            lambda: Goal(workload=CHAT, budget_per_hour=-5, ttft_slo_s=1, tbt_slo_s=1),
+            None,
+            OffloadError,
+            r"`budget_per_hour` must be positive, got -5",
+        ),
+        (
+            lambda: Goal(workload=CHAT, budget_per_hour=5, ttft_slo_s=1, tbt_slo_s=1, hit_rate=1.0),
+            None,
+            OffloadError,
+            r"`hit_rate` .* got 1.0",
+        ),
+        (None, lambda: Space(shapes=[LLAMA3], devices=[]), OffloadError, r"needs at least one device"),
         (
             None,
-            lambda: Space([LLAMA3], [load_devices("paper")["a100"]]),
+            lambda: Space(shapes=[LLAMA3], devices=[load_devices("paper")["a100"]]),
             OffloadError,
             r"Device `a100` has no price; add one in a device file",
         ),
         (
             None,
-            lambda: Space([LLAMA3], [DEVICES["h100"]], partitions=("pages",)),
+            lambda: Space(shapes=[LLAMA3], devices=[DEVICES["h100"]], partitions=("pages",)),
             OffloadError,
             r"No partition `pages`",
         ),
         (
-            lambda: Goal(CHAT, 100, 5, 0.1),
-            lambda: Space([LLAMA3], [DEVICES["rtx3090"]], dense_counts=(1, 2, 4)),
+            lambda: Goal(workload=CHAT, budget_per_hour=100, ttft_slo_s=5, tbt_slo_s=0.1),
+            lambda: Space(shapes=[LLAMA3], devices=[DEVICES["rtx3090"]], dense_counts=(1, 2, 4)),
             CapacityError,
             r"fits on nothing offered within \$100/h. For example: The weights of llama3-70b are 141.1 GB, but 1x",
         ),
         (
-            lambda: Goal(CHAT, 100, 5, 0.001),
-            lambda: Space([LLAMA3], [DEVICES["h100"]]),
+            lambda: Goal(workload=CHAT, budget_per_hour=100, ttft_slo_s=5, tbt_slo_s=0.001),
+            lambda: Space(shapes=[LLAMA3], devices=[DEVICES["h100"]]),
             OffloadError,
             r"No plan meets TTFT 5 s, TBT 0.001 s, \$100/h. Raise the budget or a target",
         ),
@@ -243,4 +272,7 @@ def test_largest() -> None:
 )
 def test_refusals(goal, space, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        search(goal() if goal else Goal(CHAT, 100, 5, 0.1), space() if space else Space([LLAMA3], [DEVICES["h100"]]))
+        search(
+            goal() if goal else Goal(workload=CHAT, budget_per_hour=100, ttft_slo_s=5, tbt_slo_s=0.1),
+            space() if space else Space(shapes=[LLAMA3], devices=[DEVICES["h100"]]),
+        )

@@ -16,7 +16,14 @@ FAST = dataclasses.replace(mooncake_a800(), price_per_hour=10.0)
 SLOW_COSTS = dataclasses.replace(FAST.costs, prefill_token=3 * FAST.costs.prefill_token, decode_base=0.06)
 SLOW = dataclasses.replace(FAST, costs=SLOW_COSTS, price_per_hour=4.0)
 NODE_TYPES = [
-    NodeType(name, performance, 327_680, dram, ssd, dram * 0.005 + ssd * 1e-4)
+    NodeType(
+        device=name,
+        performance=performance,
+        kv_bytes=327_680,
+        dram_gb=dram,
+        ssd_gb=ssd,
+        memory_price=dram * 0.005 + ssd * 1e-4,
+    )
     for name, performance in (("fast", FAST), ("slow", SLOW))
     for dram, ssd in ((0.0, 0.0), (2.0, 0.0), (20.0, 0.0), (2.0, 500.0))
 ]
@@ -28,9 +35,9 @@ def test_nothing_cheaper_meets_the_slo(seed: int, rate: float, tbt_s: float) -> 
     trace = random_trace(random.Random(seed), 150, rate)
     conductor = ConductorConfig(slo=SLO(2.0, tbt_s))
     told: list[ClusterSize] = []
-    search = CapacitySearch(trace, conductor, 0.9, LARGEST, told.append)
+    search = CapacitySearch(trace, conductor, attainment=0.9, max_nodes=LARGEST, progress=told.append)
     best = search.cheapest(NODE_TYPES)
-    every = CapacitySearch(trace, conductor, 0.9, LARGEST)
+    every = CapacitySearch(trace, conductor, attainment=0.9, max_nodes=LARGEST)
     grid = itertools.product(NODE_TYPES, range(1, LARGEST + 1), range(1, LARGEST + 1))
     sizes = [every.simulate(*cell) for cell in grid]
     meeting = [size.price_per_hour for size in sizes if size.meets]
@@ -48,10 +55,10 @@ def test_nothing_cheaper_meets_the_slo(seed: int, rate: float, tbt_s: float) -> 
 def test_a_target_out_of_reach_and_bad_values() -> None:
     trace = random_trace(random.Random(1), 50, 50.0)
     conductor = ConductorConfig(slo=SLO(1e-3, 0.1))
-    search = CapacitySearch(trace, conductor, 0.9, 4)
+    search = CapacitySearch(trace, conductor, attainment=0.9, max_nodes=4)
     assert search.cheapest(NODE_TYPES[:1]) is None
     assert [(size.prefill, size.decode) for size in search.simulated] == [(1, 1), (2, 2), (4, 4)]
     with pytest.raises(SimulatorError, match=r"`attainment` is a share .* at most 1, got 1\.5"):
-        CapacitySearch(trace, conductor, 1.5, 4)
+        CapacitySearch(trace, conductor, attainment=1.5, max_nodes=4)
     with pytest.raises(SimulatorError, match="`max_nodes` of a pool must be at least 1, got 0"):
-        CapacitySearch(trace, conductor, 0.9, 0)
+        CapacitySearch(trace, conductor, attainment=0.9, max_nodes=0)

@@ -30,14 +30,43 @@ DEVICES = load_devices()
 H100, H20, L40S = (DEVICES[name] for name in ("h100", "h20", "l40s"))
 LLAMA3, MIXTRAL = load_shape("llama3-70b"), load_shape("mixtral-8x7b")
 DEPLOYMENTS = (
-    (OffloadedDeployment(H100, 2, H20, 4), LLAMA3),
-    (OffloadedDeployment(H100, 2, H20, 3, 3, "sequence"), LLAMA3.quantised(kv="int8")),
-    (OffloadedDeployment(H100, 2, L40S, 8, 2, "request", 0.7), LLAMA3),
-    (PartiallyOffloadedDeployment(H100, 4, H100, 4, 4), LLAMA3),
+    (OffloadedDeployment(dense=H100, dense_count=2, attention=H20, attention_count=4), LLAMA3),
+    (
+        OffloadedDeployment(
+            dense=H100, dense_count=2, attention=H20, attention_count=3, in_flight=3, partition="sequence"
+        ),
+        LLAMA3.quantised(kv="int8"),
+    ),
+    (
+        OffloadedDeployment(
+            dense=H100,
+            dense_count=2,
+            attention=L40S,
+            attention_count=8,
+            in_flight=2,
+            partition="request",
+            context_spread=0.7,
+        ),
+        LLAMA3,
+    ),
+    (PartiallyOffloadedDeployment(device=H100, count=4, helper=H100, helper_count=4, helper_tp=4), LLAMA3),
     (ExpertPoolDeployment(CoupledDeployment(H20, 2), H100, 2), MIXTRAL),
     (CoupledDeployment(H100, 4), dataclasses.replace(LLAMA3, window=1000, windowed_layers=40)),
 )
-CHAT = Goal(DecodeWorkload("chat", 1000.0, 200.0, 1100.0, 0.5, 1200.0, (200.0, 600.0, 2200.0)), 100.0, 5.0, 0.1)
+CHAT = Goal(
+    workload=DecodeWorkload(
+        name="chat",
+        mean_prompt=1000.0,
+        mean_generated=200.0,
+        context=1100.0,
+        context_spread=0.5,
+        reserved=1200.0,
+        prompts=(200.0, 600.0, 2200.0),
+    ),
+    budget_per_hour=100.0,
+    ttft_slo_s=5.0,
+    tbt_slo_s=0.1,
+)
 
 
 def poisson_trace(count: int, rate: float, seed: int = 0, group: int = 1) -> Trace:
@@ -64,7 +93,20 @@ def test_decode_table_is_the_step_of_the_deployment(deployment: DecodeDeployment
 
 @pytest.mark.parametrize(("deployment", "shape"), DEPLOYMENTS)
 def test_offloaded_decode_equals_token_by_token(deployment: DecodeDeployment, shape) -> None:
-    plan = Plan(PrefillDeployment(H100, 4), 2, deployment, 2, shape, 1.0, 20.0, 60, 0.1, 1.0, 1.0, "")
+    plan = Plan(
+        prefill=PrefillDeployment(H100, 4),
+        prefill_count=2,
+        decode=deployment,
+        decode_count=2,
+        shape=shape,
+        goodput_rps=1.0,
+        batch=20.0,
+        max_batch=60,
+        tbt_s=0.1,
+        ttft_s=1.0,
+        answerable=1.0,
+        binds="",
+    )
     performance = plan_performance(plan, CHAT)
     rng = random.Random(7)
     for _ in range(15):
@@ -75,7 +117,7 @@ def test_offloaded_decode_equals_token_by_token(deployment: DecodeDeployment, sh
 
 
 def test_times_that_are_fitted_are_close() -> None:
-    plan = search(CHAT, Space([LLAMA3], [H100, H20]))[-1]
+    plan = search(CHAT, Space(shapes=[LLAMA3], devices=[H100, H20]))[-1]
     costs = plan_performance(plan, CHAT).costs
     expected = [plan.prefill.seconds(LLAMA3, tokens, 0.0, A_PRIORI) for tokens in CHAT.workload.prompts]
     fitted = [costs.prefill_s(int(tokens), 0) for tokens in CHAT.workload.prompts]
@@ -87,7 +129,20 @@ def test_times_that_are_fitted_are_close() -> None:
 
 
 def test_attention_leaves_less_of_the_network_to_prompts() -> None:
-    plan = Plan(PrefillDeployment(H100, 8), 1, DEPLOYMENTS[0][0], 1, LLAMA3, 1.0, 200.0, 300, 0.1, 1.0, 1.0, "")
+    plan = Plan(
+        prefill=PrefillDeployment(H100, 8),
+        prefill_count=1,
+        decode=DEPLOYMENTS[0][0],
+        decode_count=1,
+        shape=LLAMA3,
+        goodput_rps=1.0,
+        batch=200.0,
+        max_batch=300,
+        tbt_s=0.1,
+        ttft_s=1.0,
+        answerable=1.0,
+        binds="",
+    )
     alone = dataclasses.replace(plan, decode=CoupledDeployment(H20, 4))
     offloaded_s, alone_s = (plan_performance(p, CHAT).costs.transfer_token for p in (plan, alone))
     assert alone_s == pytest.approx(LLAMA3.kv_bytes_per_token / (4 * 50e9 * A_PRIORI.network.efficiency))
@@ -97,7 +152,7 @@ def test_attention_leaves_less_of_the_network_to_prompts() -> None:
 def test_a_plan_is_confirmed_and_an_exaggerated_one_refuted() -> None:
     trace = poisson_trace(1500, 6.0)
     goal = trace_goal(trace, A_PRIORI, SLO(5.0, 0.1), 100.0, 0.9, host_tokens=0)
-    plan = search(goal, Space([LLAMA3], [H100, H20], helpers=()))[-1]
+    plan = search(goal, Space(shapes=[LLAMA3], devices=[H100, H20], helpers=()))[-1]
     tried: list[float] = []
     fair = confirm(plan, goal, trace, 0, tried.append)
     assert (fair.verdict, tried[0]) == (CONFIRMED, pytest.approx(plan.goodput_rps))
