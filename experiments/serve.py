@@ -27,6 +27,7 @@ from serving.api.app import create_app
 from serving.api.server import ServerError, bind, serve, url_of
 from serving.api.worker import EngineWorker
 from serving.engine import EngineConfig, EngineError
+from serving.engine.build import build_engine
 from serving.engine.engine import Engine
 
 MODEL = flags.DEFINE_string("model", None, "HF or Orbax folder, or a preset (random weights).", required=True)
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> None:
         mesh = mesh_flags.flagged_mesh()
         config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, common.SEED.value)
         tokenizer = tokenizer_for(MODEL.value)
-        engine = Engine(config, model, sizes, mesh=mesh, eos_ids={*tokenizer.eos_ids, *config.eos_ids})
+        engine = build_engine(model, sizes, mesh=mesh, eos_ids={*tokenizer.eos_ids, *config.eos_ids})
         warm_up(engine, console)
     except (CheckpointError, ConfigError, EngineError, MeshError, ServerError) as error:
         raise SystemExit(str(error)) from error

@@ -15,6 +15,7 @@ from model.config import ConfigError
 from model.sharding import MeshError
 from model.transformer import split
 from serving.engine import EngineConfig, EngineError
+from serving.engine.build import build_engine
 from serving.engine.engine import Engine
 from serving.simulator.steps import EngineModel, StepModel
 
@@ -68,7 +69,7 @@ def make_engine(repeats: int) -> tuple[Engine, CalibrationOptions]:
     try:
         mesh = mesh_flags.flagged_mesh()
         config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, common.SEED.value)
-        engine = Engine(config, model, engine_config(), mesh=mesh)
+        engine = build_engine(model, engine_config(), mesh=mesh)
     except (CheckpointError, ConfigError, EngineError, MeshError) as error:
         raise app.UsageError(str(error)) from error
     with tqdm(desc="compiling steps", unit="step") as bar:

@@ -109,15 +109,15 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
     from model.checkpoints import load, load_hf
     from model.sampling import SamplingParams
     from serving.engine import EngineConfig
-    from serving.engine.engine import Engine
+    from serving.engine.build import build_engine
     from serving.request import Request
 
     mesh = make_mesh(workload.mesh)
     with phase("halfmoon, weights"):
         if workload.shape:
-            config, model = load(workload.shape, mesh, workload.dtype, workload.seed)
+            _, model = load(workload.shape, mesh, workload.dtype, workload.seed)
         else:
-            config, model = load_hf(folder, mesh, workload.dtype)
+            _, model = load_hf(folder, mesh, workload.dtype)
         jax.block_until_ready(nnx.state(model))
     largest, page_size = max(workload.batches), 64
     settings = EngineConfig(
@@ -130,22 +130,13 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
         max_prefill_rows=largest,
         max_model_len=workload.longest,
     )
-    engine = Engine(config, model, settings, mesh=mesh)
+    engine = build_engine(model, settings, mesh=mesh)
 
-    def add(prompts: list[list[int]], max_tokens: int) -> list[str]:
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        ids = [f"{time.monotonic_ns()}-{index}" for index in range(len(prompts))]
-        for name, prompt in zip(ids, prompts, strict=True):
-            engine.add(Request(id=name, prompt=tuple(prompt), sampling=sampling))
-        return ids
-
-    def drain() -> None:
-        while engine.has_work:
-            engine.step()
+    one_token = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    many_tokens = dataclasses.replace(one_token, max_tokens=workload.decoded)
 
     def prefill(repeat: Iterator[int]) -> None:
-        add(workload.prompts(1, workload.prefill, next(repeat)), 1)
-        drain()
+        engine.generate(workload.prompts(1, workload.prefill, next(repeat)), one_token)
 
     def decode(batch: int) -> None:
         for _ in range(workload.steps):
@@ -170,9 +161,11 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
             prompts = workload.prompts(batch, context, 0)
             with phase(f"halfmoon, prompts {batch}x{context}"):
                 if batch > 1:
-                    add(prompts, 1)  # fills the prefix cache: all sequences then begin to decode at the same step
-                    drain()
-                ids = add(prompts, workload.decoded)
+                    # Fills the prefix cache: all sequences then begin to decode at the same step.
+                    engine.generate(prompts, one_token)
+                ids = [f"{batch}x{context}-{index}" for index in range(batch)]
+                for name, prompt in zip(ids, prompts, strict=True):
+                    engine.add(Request(id=name, prompt=tuple(prompt), sampling=many_tokens))
                 while len(engine.step()) < batch:
                     pass
             rows.append(measured("decode", batch, context, batch * workload.steps, functools.partial(decode, batch)))

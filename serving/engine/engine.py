@@ -7,53 +7,54 @@ one each, until a stop token or the length limit ends it. `abort` drops it betwe
 
 import concurrent.futures
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from model.config import ModelConfig
-from model.transformer import Transformer
+from model.sampling_params import SamplingParams
 from serving.engine.batch import step_inputs
 from serving.engine.buckets import bucket_of, buckets, rows_of
 from serving.engine.compiles import compiles
-from serving.engine.errors import RequestRefusedError
-from serving.engine.runner import ModelRunner
+from serving.engine.errors import EngineError, RequestRefusedError
+from serving.engine.runner import StepRunner
 from serving.engine.sampler import Sampled, Sampler
 from serving.engine.scheduler import Scheduler, StepPlan
 from serving.engine.sequence import Sequence
-from serving.engine.types import EngineConfig, EngineStats, TokenEvent
+from serving.engine.types import EngineConfig, EngineStats, Generation, TokenEvent
 from serving.request import Request
+
+_logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
-# At most so many steps are compiled at once: on a GPU each tries matmuls of its own, beside weights and a full pool.
+# Most steps compiled at once: on a GPU each compilation tries matmuls, and needs memory beside weights and pool.
 _COMPILERS = 4
 
 
 class Engine:
-    """Serves one model on one mesh."""
+    """Serves one model: queues and batches requests, and has `runner` compute the steps.
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        model: Transformer,
-        engine: EngineConfig | None = None,
-        *,
-        mesh: Mesh | None = None,
-        eos_ids: Iterable[int] = (),
-    ):
-        engine = engine or EngineConfig()
-        self.max_model_len = min(engine.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
-        self._runner = ModelRunner(config, model, engine, mesh)
+    Args:
+        runner: owns weights and KV pool.
+        config: sizes of a step and of the batch; those of the pool are the runner's.
+        eos_ids: token ids that end a sequence.
+    """
+
+    def __init__(self, runner: StepRunner, config: EngineConfig, *, eos_ids: Iterable[int] = ()):
+        longest = runner.config.max_position_embeddings
+        self.max_model_len = min(config.max_model_len or longest, longest)
+        self._runner = runner
         eos = frozenset(eos_ids)
-        self._sampler = Sampler(config.vocab_size, eos)
-        self._scheduler = Scheduler(engine, self._runner.layout, self.max_model_len, eos)
-        self._vocab_size = config.vocab_size
-        self._seeds = np.random.default_rng(engine.seed)
-        self._buckets = buckets(engine)
-        self._max_pages = self._runner.layout.pages_for(self.max_model_len)
+        self._vocab_size = runner.config.vocab_size
+        self._sampler = Sampler(self._vocab_size, eos)
+        self._scheduler = Scheduler(config, runner.layout, self.max_model_len, eos)
+        self._seeds = np.random.default_rng(config.seed)
+        self._buckets = buckets(config)
+        self._max_pages = runner.layout.pages_for(self.max_model_len)
+        self._generate_calls = 0
         self._steps = 0
         self._generated = 0
         self._compiles = compiles()
@@ -66,20 +67,67 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queues `request`; one that samples without a seed gets the next of the engine's.
 
-        Raises `RequestRefusedError` if this engine can never serve it; nothing is queued then.
+        Raises:
+            RequestRefusedError: this engine can never serve the request; nothing is queued.
+            SamplingParamsError: a token id of `request.sampling` is outside the vocabulary; nothing is queued.
         """
         request.sampling.check_vocabulary(self._vocab_size)
-        if outside := [token for token in request.prompt if not 0 <= token < self._vocab_size]:
-            raise RequestRefusedError(
-                f"prompt token {outside[0]} is outside the vocabulary of {self._vocab_size}; "
-                "encode with the model's own tokenizer."
-            )
-        seed = int(self._seeds.integers(2**63))
-        self._scheduler.add(dataclasses.replace(request, sampling=request.sampling.with_seed(seed)))
+        try:
+            if outside := [token for token in request.prompt if not 0 <= token < self._vocab_size]:
+                raise RequestRefusedError(
+                    f"prompt token {outside[0]} is outside the vocabulary of {self._vocab_size}; "
+                    "encode with the model's own tokenizer."
+                )
+            seed = int(self._seeds.integers(2**63))
+            self._scheduler.add(dataclasses.replace(request, sampling=request.sampling.with_seed(seed)))
+        except RequestRefusedError as error:
+            _logger.warning("request %s refused: %s", request.id, error)
+            raise
 
     def abort(self, request_id: str) -> bool:
         """Drops a request and frees its pages; `False` if it is unknown or already finished."""
-        return self._scheduler.abort(request_id)
+        known = self._scheduler.abort(request_id)
+        if known:
+            _logger.debug("request %s aborted", request_id)
+        return known
+
+    def generate(
+        self, prompts: Items[Items[int]], sampling: SamplingParams | Items[SamplingParams]
+    ) -> list[Generation]:
+        """Serves `prompts` to their ends and returns what each generated, in their order.
+
+        Args:
+            prompts: token ids of each request.
+            sampling: of all prompts, or one for each.
+
+        Raises:
+            EngineError: other requests are open, or there is not one `sampling` for each prompt.
+            RequestRefusedError: a prompt that this engine can never serve, named by its index; none is served then.
+        """
+        if self.has_work:
+            raise EngineError(
+                "`generate` needs an engine without open requests; finish them with `step` or `abort` them."
+            )
+        samplings = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else list(sampling)
+        if len(samplings) != len(prompts):
+            raise EngineError(
+                f"{len(prompts)} prompts and {len(samplings)} `sampling`s; give one for all, or one each."
+            )
+        self._generate_calls += 1
+        events: dict[str, list[TokenEvent]] = {}
+        for index, (prompt, params) in enumerate(zip(prompts, samplings, strict=True)):
+            request = Request(id=f"generate-{self._generate_calls}-{index}", prompt=tuple(prompt), sampling=params)
+            try:
+                self.add(request)
+            except RequestRefusedError as error:
+                for request_id in events:
+                    self.abort(request_id)
+                raise RequestRefusedError(f"prompts[{index}]: {error}") from error
+            events[request.id] = []
+        while self.has_work:
+            for event in self.step():
+                events[event.request_id].append(event)
+        return [Generation.of(request_events) for request_events in events.values()]
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compiles every shape that a step can have, so that none is compiled while serving.
@@ -89,14 +137,14 @@ class Engine:
         empty = StepPlan((), ())
         inputs = [step_inputs(empty, bucket, self._runner.layout, self._max_pages) for bucket in self._buckets]
         with concurrent.futures.ThreadPoolExecutor(_COMPILERS) as pool:
-            # Traced one after the other, as Python is, and compiled side by side: XLA lets go of the interpreter.
-            lowered = (self._runner.lower(*args) for args in zip(inputs, self._buckets, strict=True))
-            compiling = [pool.submit(step.compile) for step in lowered]
+            steps = zip(inputs, self._buckets, strict=True)
+            compiling = [pool.submit(self._runner.compile, *step) for step in steps]
             for index, bucket in enumerate(self._buckets):
                 compiling[index].result()
                 self._sampler.warm_up(self._runner.forward(inputs[index], bucket))
                 if progress:
                     progress(index + 1, len(self._buckets))
+        _logger.info("warm-up: %d step shapes, %d compilations", len(self._buckets), compiles() - self._compiles)
         self._compiles = compiles()
 
     def step(self) -> list[TokenEvent]:
@@ -111,8 +159,8 @@ class Engine:
         choosing = {row: sequence for row, sequence, count in rows if sequence.pending == count}
         sampled = self._sampler(logits, choosing) if choosing else {}
         if not choosing:
-            # Nothing read the logits: waited for all the same, or all chunks of a long prompt would be dispatched at
-            # once and whoever arrives meanwhile would wait for the last of them.
+            # Nothing reads the logits. Wait for them all the same: otherwise all chunks of a long prompt would be
+            # dispatched at once, and a request that arrives meanwhile would wait for the last chunk.
             jax.block_until_ready(logits)
         for _, sequence, count in rows:
             self._scheduler.computed(sequence, count)
@@ -145,6 +193,7 @@ class Engine:
             reason = "length"
         if reason:
             self._scheduler.finish(sequence)
+            _logger.debug("request %s finished: %s after %d tokens", sequence.request.id, reason, sequence.generated)
         return TokenEvent(
             sequence.request.id,
             sampled.token,

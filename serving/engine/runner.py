@@ -1,6 +1,8 @@
-"""The device side of an engine: weights, the KV pool and the jitted step over them."""
+"""What computes an engine's steps: the protocol, and the runner of a whole model on one mesh."""
 
 import functools
+import threading
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,40 +26,77 @@ _FREE_MEMORY_SHARE = 0.9
 
 @functools.lru_cache(maxsize=16)
 def _step(definition: Definition, config: ModelConfig, mesh: Mesh | None) -> jax.stages.Wrapped:
-    """The jitted step, one for all engines of the same model: what one has compiled, the others have too."""
+    """Returns the jitted step, one for all runners of the same model: what one has compiled, the others have too."""
     return jax.jit(
         functools.partial(compute_step, definition, config, mesh), static_argnums=(0, 1), donate_argnums=(3,)
     )
 
 
-class ModelRunner:
-    """Owns the weights and the KV pool. `forward` is the only thing that touches them."""
+class StepRunner(Protocol):
+    """Computes steps over a KV pool that it owns. Called by the engine's thread only, except `compile`."""
 
-    def __init__(self, config: ModelConfig, model: Transformer, engine: EngineConfig, mesh: Mesh | None = None):
-        definition, self._weights = split(shard_model(model, mesh) if mesh else model)
-        dtype = engine.kv_dtype or self._weights[0].dtype
-        # Always placed explicitly: a step returns a placed pool, and the first bucket would compile once more for it.
-        sharding = NamedSharding(mesh, KV_SPEC) if mesh else self._weights[0].sharding
-        self.layout = kv_layout(config, engine, dtype)
-        self._cache = PagedKVCache.create(self.layout, sharding)
-        self._step = _step(definition, config, mesh)
-        self._implementation = engine.attention
+    @property
+    def config(self) -> ModelConfig:
+        """Shape of the model."""
+        ...
+
+    @property
+    def layout(self) -> KVLayout:
+        """Sizes of the pool."""
+        ...
+
+    def compile(self, inputs: StepInputs, bucket: Bucket) -> None:
+        """Compiles the step of that shape, so that `forward` does not; several threads may compile at once."""
+        ...
 
     def forward(self, inputs: StepInputs, bucket: Bucket) -> Array:
-        """Runs one step and returns logits float32 [R, V]; the pool is updated in place (its buffers are donated)."""
-        logits, self._cache = self._step(bucket, self._implementation, self._weights, self._cache, inputs)
+        """Dispatches one step: its KV goes into the pool. Returns logits float32 [R, V] of each row's last token."""
+        ...
+
+
+class ModelRunner:
+    """Runs a whole model on one mesh: owns the weights and the KV pool.
+
+    Args:
+        model: copied to `mesh`, which must divide its heads (else `model.sharding.MeshError`).
+        engine: sizes of the pool and of steps. Raises `EngineError` where its KV memory holds no page.
+        mesh: `None` leaves the model on the device where it is.
+    """
+
+    def __init__(self, model: Transformer, engine: EngineConfig, mesh: Mesh | None = None):
+        self.config = model.config
+        definition, self._weights = split(shard_model(model, mesh) if mesh else model)
+        dtype = engine.kv_dtype or self._weights[0].dtype.name
+        # Always placed explicitly: a step returns a placed pool, and the first bucket would compile once more for it.
+        sharding = NamedSharding(mesh, KV_SPEC) if mesh else self._weights[0].sharding
+        self.layout = kv_layout(self.config, engine, dtype)
+        self._cache = PagedKVCache.create(self.layout, sharding)
+        self._step = _step(definition, self.config, mesh)
+        self._implementation = engine.attention
+        # Tracing is Python and gains nothing from threads; and it looks at the pool, which a step replaces.
+        self._tracing = threading.Lock()
+
+    def forward(self, inputs: StepInputs, bucket: Bucket) -> Array:
+        """Implements `StepRunner.forward`; the pool is updated in place, because its buffers are donated."""
+        with self._tracing:
+            logits, self._cache = self._step(bucket, self._implementation, self._weights, self._cache, inputs)
         return logits
 
-    def lower(self, inputs: StepInputs, bucket: Bucket) -> jax.stages.Lowered:
-        """The traced step of that shape; what it compiles to is what `forward` runs."""
-        return self._step.lower(bucket, self._implementation, self._weights, self._cache, inputs)
+    def compile(self, inputs: StepInputs, bucket: Bucket) -> None:
+        """Implements `StepRunner.compile`."""
+        self._compiled(inputs, bucket)
 
     def step_temp_bytes(self, inputs: StepInputs, bucket: Bucket) -> int:
         """Scratch memory of the compiled step; far below the pool's size, because the pool is never copied."""
-        analysis = self.lower(inputs, bucket).compile().memory_analysis()
+        analysis = self._compiled(inputs, bucket).memory_analysis()
         if analysis is None:
             raise EngineError(f"backend {jax.default_backend()!r} does not report what a compiled step allocates.")
         return analysis.temp_size_in_bytes
+
+    def _compiled(self, inputs: StepInputs, bucket: Bucket) -> jax.stages.Compiled:
+        with self._tracing:
+            lowered = self._step.lower(bucket, self._implementation, self._weights, self._cache, inputs)
+        return lowered.compile()  # without the interpreter: several at once
 
 
 def kv_layout(config: ModelConfig, engine: EngineConfig, dtype: jnp.dtype | str) -> KVLayout:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import logging
 
 from kvcache.allocator import PageAllocator
 from kvcache.layout import KVLayout
@@ -9,6 +10,8 @@ from serving.engine.errors import RequestRefusedError
 from serving.engine.sequence import Sequence
 from serving.engine.types import EngineConfig
 from serving.request import Request
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Scheduler:
         self.allocator.release(sequence.stop())
         heapq.heappush(self.waiting, sequence)
         self.preemptions += 1
+        _logger.debug("request %s preempted after %d tokens", sequence.request.id, sequence.generated)
 
     def _admit(self) -> Sequence | None:
         """Starts the first waiting sequence if its pages and a place in the batch are available."""
@@ -156,6 +160,12 @@ class Scheduler:
         first = not sequence.admitted
         sequence.start(cached, self.allocator.allocate(new))
         self.running.append(sequence)
+        _logger.debug(
+            "request %s admitted: %d of %d tokens cached",
+            sequence.request.id,
+            sequence.computed,
+            len(sequence.tokens),
+        )
         if first:
             self.prompt_tokens += len(sequence.request.prompt)
             self.prefix_hit_tokens += sequence.cached_tokens

@@ -1,6 +1,7 @@
 """Configuration of an engine, and what comes out of it: token events and statistics."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from serving.engine.errors import EngineError
 
@@ -70,6 +71,39 @@ class TokenEvent:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish_reason: str | None = None
     cached_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Everything that one request generated.
+
+    Attributes:
+        tokens: generated token ids.
+        logprobs: log-probability of each token; empty unless the request asked for log-probabilities.
+        top_logprobs: the most likely (token, log-probability) pairs beside each token; empty unless asked for.
+        finish_reason: `stop` (end-of-sequence or stop token) or `length`.
+        cached_tokens: prompt tokens whose KV came from the prefix cache.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
+    finish_reason: str
+    cached_tokens: int
+
+    @classmethod
+    def of(cls, events: Sequence[TokenEvent]) -> "Generation":
+        """Collects all events of one finished request."""
+        reason = events[-1].finish_reason
+        assert reason is not None, "the last event of a request has a finish reason"
+        logprobs = tuple(event.logprob for event in events if event.logprob is not None)
+        return cls(
+            tokens=tuple(event.token for event in events),
+            logprobs=logprobs,
+            top_logprobs=tuple(event.top_logprobs for event in events) if logprobs else (),
+            finish_reason=reason,
+            cached_tokens=events[0].cached_tokens,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,45 +8,27 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from model.config import ModelConfig
 from model.kernels.paged_attention import cpu_library
 from model.sampling import SamplingParams
 from model.sharding import MeshError, parse_mesh
 from model.transformer import Transformer, causal_attend
-from serving.engine import EngineConfig, RequestRefusedError, TokenEvent
+from serving.engine import RequestRefusedError, TokenEvent
 from serving.engine.batch import step_inputs
 from serving.engine.buckets import Bucket
+from serving.engine.build import build_engine
 from serving.engine.compiles import compiles
 from serving.engine.engine import Engine
 from serving.engine.runner import ModelRunner
 from serving.engine.scheduler import StepPlan
 from serving.request import Request
+from tests.serving.engine.tiny import CONFIG, SIZES, prompts
 
-CONFIG = ModelConfig.from_hf(
-    {
-        "model_type": "llama",
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-5,
-    }
-)
-SIZES = EngineConfig(page_size=8, num_pages=64, max_batch=4, token_budget=24, max_prefill_rows=2)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     return Transformer(CONFIG, nnx.Rngs(0))
-
-
-def prompts(count: int, seed: int = 0) -> list[tuple[int, ...]]:
-    rng = np.random.default_rng(seed)
-    return [tuple(rng.integers(0, 97, rng.integers(1, 50)).tolist()) for _ in range(count)]
 
 
 def serve(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
@@ -61,7 +43,7 @@ def serve(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
 
 
 def make(model: Transformer, **changes: int | bool) -> Engine:
-    return Engine(CONFIG, model, dataclasses.replace(SIZES, **changes))
+    return build_engine(model, dataclasses.replace(SIZES, **changes))
 
 
 def greedy_by_full_forward(model: Transformer, prompt: tuple[int, ...], steps: int) -> list[int]:
@@ -130,14 +112,14 @@ def test_prefix_hits_change_no_token(model: Transformer) -> None:
 
 
 def test_a_mesh_changes_no_token(model: Transformer, alone: dict[str, list[int]]) -> None:
-    engine = Engine(CONFIG, model, dataclasses.replace(SIZES, max_batch=2), mesh=parse_mesh("tp:2"))
+    engine = build_engine(model, dataclasses.replace(SIZES, max_batch=2), mesh=parse_mesh("tp:2"))
     requests = [Request(id=f"r{index}", prompt=prompt, sampling=GREEDY) for index, prompt in enumerate(prompts(8)[:4])]
     assert serve(engine, requests) == {request.id: alone[request.id] for request in requests}
 
 
 def test_a_mesh_that_does_not_divide_the_heads_is_refused(model: Transformer) -> None:
     with pytest.raises(MeshError, match=r"over 4 devices does not divide 2 \(KV heads\)"):
-        Engine(CONFIG, model, SIZES, mesh=parse_mesh("tp:4"))
+        build_engine(model, SIZES, mesh=parse_mesh("tp:4"))
 
 
 def test_sampled_tokens_depend_on_the_seed_alone(model: Transformer) -> None:
@@ -174,7 +156,7 @@ def test_events_carry_logprobs_reasons_and_hits(model: Transformer) -> None:
 
 def test_end_of_sequence_stops_unless_ignored(model: Transformer, alone: dict[str, list[int]]) -> None:
     prompt, eos = prompts(8)[0], alone["r0"][2]
-    engine = Engine(CONFIG, model, SIZES, eos_ids=[eos])
+    engine = build_engine(model, SIZES, eos_ids=[eos])
     first = alone["r0"].index(eos) + 1
     ignoring = dataclasses.replace(GREEDY, ignore_eos=True)
     got = serve(
@@ -224,11 +206,11 @@ def test_nothing_is_compiled_after_warm_up(model: Transformer) -> None:
 
 
 def test_a_step_compiled_ahead_is_not_compiled_again(model: Transformer) -> None:
-    runner = ModelRunner(CONFIG, model, dataclasses.replace(SIZES, num_pages=63))
+    runner = ModelRunner(model, dataclasses.replace(SIZES, num_pages=63))
     bucket = Bucket(2, 0, 0)
     inputs = step_inputs(StepPlan((), ()), bucket, runner.layout, max_pages=16)
     before = compiles()
-    runner.lower(inputs, bucket).compile()
+    runner.compile(inputs, bucket)
     assert compiles() == before + 1
     runner.forward(inputs, bucket)
     assert compiles() == before + 1
@@ -241,7 +223,7 @@ def test_the_pool_is_never_copied(dtype: str, head_dim: int, page_size: int) -> 
         pytest.skip(f"XLA:CPU of jax 0.10 widens a bfloat16 pool to read or write it, and ours cannot: {reason}")
     sizes = dataclasses.replace(SIZES, num_pages=4096, page_size=page_size, kv_dtype=dtype)
     config = dataclasses.replace(CONFIG, head_dim=head_dim)
-    runner = ModelRunner(config, Transformer(config, nnx.Rngs(0)), sizes)
+    runner = ModelRunner(Transformer(config, nnx.Rngs(0)), sizes)
     pool_bytes = runner.layout.page_bytes * runner.layout.num_pages
     for bucket in (Bucket(4, 0, 0), Bucket(0, 2, 24), Bucket(4, 2, 24)):
         inputs = step_inputs(StepPlan((), ()), bucket, runner.layout, max_pages=16)

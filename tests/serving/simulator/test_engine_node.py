@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from model.transformer import Transformer
 from serving.conductor import ConductorConfig
 from serving.engine import EngineConfig, RequestRefusedError
-from serving.engine.engine import Engine
+from serving.engine.build import build_engine
 from serving.simulator.config import ClusterConfig
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.simulator.errors import SimulatorError
@@ -58,7 +58,7 @@ def performance_of(model: EngineModel) -> Performance:
 def test_every_step_is_the_one_that_the_engine_computes(pages: int, preempts: bool) -> None:
     model = engine_model(num_pages=pages)
     sizes = EngineConfig(page_size=8, num_pages=pages, max_batch=4, token_budget=24, max_prefill_rows=2)
-    engine, dry = Engine(TINY, Transformer(TINY, nnx.Rngs(0)), sizes), DryEngine(model)
+    engine, dry = build_engine(Transformer(TINY, nnx.Rngs(0)), sizes), DryEngine(model)
     rng = np.random.default_rng(pages)
     texts = rng.integers(3, 97, (6, 128))
     coming = [
