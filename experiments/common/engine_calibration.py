@@ -171,11 +171,11 @@ def calibrate(
         scattered = step_samples(DryEngine(sizes), live.steps, options.clock)
         learned += scattered
     performance = Performance(
-        fit_times(measured.prefills, measured.decodes, options.kv_bytes / options.network_bandwidth),
-        options.kv_bytes / _copy_bandwidth(),
-        options.kv_bytes / options.ssd_bandwidth,
-        sizes.num_pages * sizes.page_size,
-        options.layers,
+        costs=fit_times(measured.prefills, measured.decodes, options.kv_bytes / options.network_bandwidth),
+        load_token=options.kv_bytes / _copy_bandwidth(),
+        ssd_token=options.kv_bytes / options.ssd_bandwidth,
+        kv_capacity_tokens=sizes.num_pages * sizes.page_size,
+        layers=options.layers,
         source=options.source,
         engine=dataclasses.replace(sizes, steps=step_noise(fit_steps(learned), scattered)),
     )

@@ -98,7 +98,7 @@ def engine_sizes(engine: Engine) -> EngineModel:
         max_prefill_rows=sizes.max_prefill_rows,
         max_model_len=engine.max_model_len,
         prefix_cache=sizes.prefix_cache,
-        steps=StepModel((), 0.0, 0.0, 0.0, 0.0),
+        steps=StepModel(shapes=(), decode_sequence=0.0, decode_token=0.0, prefill_token=0.0, prefill_pair=0.0),
     )
 
 

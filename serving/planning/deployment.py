@@ -43,11 +43,11 @@ def plan_performance(plan: Plan, goal: Goal) -> Performance:
     )
     held = kv_bytes * shape.attended(context) / context
     return Performance(
-        costs,
-        kv_bytes / LOAD_BANDWIDTH,
-        kv_bytes / SSD_BANDWIDTH,
-        int(plan.decode.kv_bytes(shape, knobs) / held),
-        shape.num_layers,
+        costs=costs,
+        load_token=kv_bytes / LOAD_BANDWIDTH,
+        ssd_token=kv_bytes / SSD_BANDWIDTH,
+        kv_capacity_tokens=int(plan.decode.kv_bytes(shape, knobs) / held),
+        layers=shape.num_layers,
         source=f"cost model ({knobs.name}); prefill fitted within {prefill_error:.0%}",
         decode_table=table,
     )

@@ -57,7 +57,13 @@ def fit_steps(samples: Sequence[StepSample]) -> StepModel:
     weights = _fit(features, _seconds(samples))
     table = tuple((*shape, float(weight)) for shape, weight in zip(shapes, weights, strict=False))
     decode_sequence, decode_token, prefill_token, prefill_pair = map(float, weights[-4:])
-    return StepModel(table, decode_sequence, decode_token, prefill_token, prefill_pair)
+    return StepModel(
+        shapes=table,
+        decode_sequence=decode_sequence,
+        decode_token=decode_token,
+        prefill_token=prefill_token,
+        prefill_pair=prefill_pair,
+    )
 
 
 def step_noise(model: StepModel, samples: Sequence[StepSample]) -> StepModel:

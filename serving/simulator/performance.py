@@ -23,7 +23,7 @@ from serving.simulator.steps import EngineModel
 _GIB = 1 << 30
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Performance:
     """One instance.
 
@@ -75,11 +75,11 @@ def mooncake_a800(bandwidth: float = 87e9) -> Performance:
     kv_bytes = 2 * 80 * 1024 * 2
     costs = TimeModel(0.0677, 1.098e-4, 7.42e-10, 2.57e-6, 22.5e-3, 4.0e-3, 3.45e-8, kv_bytes / bandwidth)
     return Performance(
-        costs,
-        kv_bytes / 102e9,
-        kv_bytes / 6e9,
-        1_300_000,
-        80,
+        costs=costs,
+        load_token=kv_bytes / 102e9,
+        ssd_token=kv_bytes / 6e9,
+        kv_capacity_tokens=1_300_000,
+        layers=80,
         price_per_hour=8 * 1.39,
         source="Mooncake, FAST'25",
         boundary_token=8192 * 2 / bandwidth,
@@ -139,11 +139,11 @@ def roofline(
         transfer_token=kv_bytes / (count * device.network_bandwidth),
     )
     return Performance(
-        costs,
-        kv_bytes / load_bandwidth,
-        kv_bytes / ssd_bandwidth,
-        int(room / kv_bytes),
-        config.num_layers,
+        costs=costs,
+        load_token=kv_bytes / load_bandwidth,
+        ssd_token=kv_bytes / ssd_bandwidth,
+        kv_capacity_tokens=int(room / kv_bytes),
+        layers=config.num_layers,
         price_per_hour=count * device.price_per_hour if device.priced else 0.0,
         source=f"roofline of {count} x {device.name}",
         boundary_token=config.hidden_size * value_bytes / (count * device.network_bandwidth),
@@ -183,7 +183,7 @@ def read_performance(path: str | os.PathLike[str]) -> Performance:
             seconds = tuple(map(tuple, table["seconds"]))
             table = DecodeTable(tuple(table["batches"]), tuple(table["contexts"]), seconds)
         steps = EngineModel.from_json(engine) if engine is not None else None
-        return Performance(TimeModel(**costs), **fields, decode_table=table, engine=steps)
+        return Performance(costs=TimeModel(**costs), **fields, decode_table=table, engine=steps)
     except OSError as error:
         raise SimulatorError(f"Cannot read the calibration {path}: {error.strerror}.") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -27,7 +27,7 @@ class StepWork:
     prefill_pairs: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StepModel:
     """Seconds of a step: its shape's own, plus what its contents add.
 
@@ -75,7 +75,7 @@ class StepModel:
         return self.seconds(work) * (sum(noise) / len(noise) if noise else 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineModel:
     """An engine's sizes (as in its own configuration, nothing left open) and the cost of its steps."""
 

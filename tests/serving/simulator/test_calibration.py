@@ -6,7 +6,13 @@ import pytest
 from serving.simulator.calibration import StepSample, fit_steps, step_noise
 from serving.simulator.steps import StepModel, StepWork
 
-MODEL = StepModel(((2, 0, 0, 1e-3), (2, 1, 16, 4e-3)), 1e-4, 2e-6, 3e-5, 5e-9)
+MODEL = StepModel(
+    shapes=((2, 0, 0, 1e-3), (2, 1, 16, 4e-3)),
+    decode_sequence=1e-4,
+    decode_token=2e-6,
+    prefill_token=3e-5,
+    prefill_pair=5e-9,
+)
 
 
 def samples(factor: np.ndarray, rng: np.random.Generator) -> list[StepSample]:

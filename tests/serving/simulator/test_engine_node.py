@@ -42,12 +42,20 @@ def engine_model(**sizes: int | bool) -> EngineModel:
     """Shapes cost about what their padding suggests."""
     defaults = {"page_size": 8, "num_pages": 40, "max_batch": 4, "token_budget": 24, "max_prefill_rows": 2}
     fields = defaults | {"max_model_len": 128, "prefix_cache": True} | sizes
-    dry = DryEngine(EngineModel(**fields, steps=StepModel((), 0.0, 0.0, 0.0, 0.0)))
+    dry = DryEngine(
+        EngineModel(
+            **fields,
+            steps=StepModel(shapes=(), decode_sequence=0.0, decode_token=0.0, prefill_token=0.0, prefill_pair=0.0),
+        )
+    )
     shapes = tuple(
         (b.decode_rows, b.prefill_rows, b.prefill_tokens, 1e-3 + 1e-4 * b.tokens + 1e-5 * b.prefill_rows)
         for b in dry.shapes
     )
-    return EngineModel(**fields, steps=StepModel(shapes, 1e-4, 3e-6, 2e-5, 1e-8))
+    return EngineModel(
+        **fields,
+        steps=StepModel(shapes=shapes, decode_sequence=1e-4, decode_token=3e-6, prefill_token=2e-5, prefill_pair=1e-8),
+    )
 
 
 def performance_of(model: EngineModel) -> Performance:
@@ -150,9 +158,14 @@ def test_noise_of_one_factor_is_a_slower_engine() -> None:
     )
     trace = dataclasses.replace(trace, requests=requests)
     model = engine_model(page_size=16, num_pages=1000, max_batch=8, token_budget=64, max_model_len=4096)
-    slower = dataclasses.replace(model, steps=StepModel(
-        tuple((*shape, 1.5 * seconds) for *shape, seconds in model.steps.shapes), 1.5e-4, 4.5e-6, 3e-5, 1.5e-8
-    ))  # fmt: skip
+    steps = StepModel(
+        shapes=tuple((*shape, 1.5 * seconds) for *shape, seconds in model.steps.shapes),
+        decode_sequence=1.5e-4,
+        decode_token=4.5e-6,
+        prefill_token=3e-5,
+        prefill_pair=1.5e-8,
+    )
+    slower = dataclasses.replace(model, steps=steps)
     config = ClusterConfig(0, 0, coupled=1)
     drawn = Simulation(config, performance_of(noisy(model, (1.5,), (1.5, 1.5)))).run(trace)
     even = Simulation(config, performance_of(slower)).run(trace)
