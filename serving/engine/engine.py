@@ -50,7 +50,7 @@ class Engine:
         eos = frozenset(eos_ids)
         self._vocab_size = runner.config.vocab_size
         self._sampler = Sampler(self._vocab_size, eos)
-        self._scheduler = Scheduler(config, runner.layout, self.max_model_len, eos)
+        self._scheduler = Scheduler(config, runner.layout, max_model_len=self.max_model_len, eos_ids=eos)
         self._seeds = np.random.default_rng(config.seed)
         self._buckets = buckets(config)
         self._max_pages = runner.layout.pages_for(self.max_model_len)

@@ -6,8 +6,9 @@ import logging
 
 from kvcache.allocator import PageAllocator
 from kvcache.layout import KVLayout
-from serving.engine.errors import RequestRefusedError
-from serving.engine.sequence import Sequence
+from serving.engine.errors import EngineError, RequestRefusedError
+from serving.engine.loader import KVLoader
+from serving.engine.sequence import Sequence, SequencePhase
 from serving.engine.types import EngineConfig
 from serving.request import Request
 
@@ -29,15 +30,34 @@ class Scheduler:
     """Queues and pages of one engine.
 
     Within a priority, requests are served in order of arrival. A sequence is admitted when pages for all its known
-    tokens are available, so a prompt never stalls half prefilled; when a decoding sequence finds no page for its next
-    token, the running sequence that is last in order gives its pages up and waits again. Its full pages stay cached,
-    so what it lost is mostly found again.
+    tokens are available, so a prompt never stalls half prefilled. When a decoding sequence finds no page for its next
+    token, the last of the sequences that compute gives its pages up and waits again; its full pages stay cached, so
+    most of what it lost is found again.
+
+    A sequence whose KV a `loader` can bring is admitted as LOADING: the sequence has its pages and its place in the
+    batch, and no step computes it until `loaded`. A LOADING sequence is never preempted, because its pages could not be
+    used before the load ends; one that is aborted keeps its pages until then.
+
+    Attributes:
+        allocator: pages of the device.
+        running: sequences that hold pages (LOADING, PREFILL, DECODE), in order of admission.
+        waiting: sequences that hold none, as a heap.
+        preemptions: times that a sequence had to give its pages up.
+        prompt_tokens, prefix_hit_tokens: prompt tokens of sequences that began to compute, and those of them reused.
     """
 
-    def __init__(self, config: EngineConfig, layout: KVLayout, max_model_len: int, eos_ids: frozenset[int]):
+    def __init__(
+        self,
+        config: EngineConfig,
+        layout: KVLayout,
+        *,
+        max_model_len: int,
+        eos_ids: frozenset[int] = frozenset(),
+        loader: KVLoader | None = None,
+    ):
         self.allocator = PageAllocator(layout.num_pages)
         self.running: list[Sequence] = []
-        self.waiting: list[Sequence] = []  # heap
+        self.waiting: list[Sequence] = []
         self.preemptions = 0
         self.prompt_tokens = 0
         self.prefix_hit_tokens = 0
@@ -45,6 +65,7 @@ class Scheduler:
         self._layout = layout
         self._max_model_len = max_model_len
         self._eos_ids = eos_ids
+        self._loader = loader
         self._by_id: dict[str, Sequence] = {}
         self._order = 0
 
@@ -58,7 +79,10 @@ class Scheduler:
         heapq.heappush(self.waiting, sequence)
 
     def abort(self, request_id: str) -> bool:
-        """Drops a request wherever it is and frees its pages; `False` if it is not here (any more)."""
+        """Drops a request in any phase; `False` if it is unknown or already finished.
+
+        The pages of a LOADING sequence are freed by `loaded`, all others at once.
+        """
         sequence = self._by_id.get(request_id)
         if sequence is None:
             return False
@@ -68,23 +92,26 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """Removes `sequence`; its full pages stay cached."""
         del self._by_id[sequence.request.id]
-        if sequence in self.running:
-            self.running.remove(sequence)
-        else:
+        if sequence.phase is SequencePhase.WAITING:
             self.waiting.remove(sequence)
             heapq.heapify(self.waiting)
-        self.allocator.release(sequence.stop())
+            return
+        self.running.remove(sequence)
+        if sequence.phase is not SequencePhase.LOADING:
+            self.allocator.release(sequence.stop())
 
     def plan(self) -> StepPlan:
         """Chooses the next step's work and takes the pages that it needs."""
         decodes = self._plan_decodes()
         budget = self._config.token_budget - len(decodes)
         prefills: list[tuple[Sequence, int]] = []
-        unfinished = [sequence for sequence in self.running if sequence.pending > 1]
+        unfinished = [sequence for sequence in self.running if sequence.phase is SequencePhase.PREFILL]
         while budget and len(prefills) < self._config.max_prefill_rows:
             sequence = unfinished.pop(0) if unfinished else self._admit()
             if sequence is None:
                 break
+            if sequence.phase is SequencePhase.LOADING:
+                continue
             tokens = min(sequence.pending, budget)
             prefills.append((sequence, tokens))
             budget -= tokens
@@ -92,10 +119,35 @@ class Scheduler:
 
     def computed(self, sequence: Sequence, tokens: int) -> None:
         """Records that KV of `tokens` more tokens is in the pool, and publishes pages that this filled."""
-        sequence.computed += tokens
-        if self._config.prefix_cache:
-            for page, key in sequence.unpublished():
-                self.allocator.publish(page, key)
+        sequence.advance(tokens)
+        self._publish(sequence)
+
+    def loaded(self, sequence: Sequence, computed_tokens: int) -> None:
+        """Ends the load of a LOADING sequence, which the next plan computes from `computed_tokens` on.
+
+        Args:
+            sequence: as the loader got it.
+            computed_tokens: leading tokens of the sequence whose KV is in its pages now, those included that were there
+                before the load; a load that failed adds none.
+
+        Raises:
+            EngineError: the sequence is not LOADING, or the tokens are fewer than before the load or all that it has.
+        """
+        if sequence.phase is not SequencePhase.LOADING:
+            raise EngineError(
+                f"request {sequence.request.id!r} is in phase {sequence.phase.name}, not LOADING; end each load once."
+            )
+        if not sequence.computed <= computed_tokens < len(sequence.tokens):
+            raise EngineError(
+                f"{computed_tokens} tokens of request {sequence.request.id!r} cannot be loaded: {sequence.computed} of "
+                f"{len(sequence.tokens)} were there before, and the last one is always computed."
+            )
+        sequence.start(computed_tokens)
+        self._publish(sequence)
+        if self._by_id.get(sequence.request.id) is sequence:
+            self._count(sequence)
+        else:  # aborted while LOADING
+            self.allocator.release(sequence.stop())
 
     def _check(self, request: Request) -> None:
         prompt, limit = len(request.prompt), self._max_model_len
@@ -118,47 +170,46 @@ class Scheduler:
             )
 
     def _plan_decodes(self) -> list[Sequence]:
-        """Running sequences that decode, each with a page for its next token, after preempting where there is none."""
+        """Returns the decoding sequences, each with a page for its next token, after preempting where there is none."""
+        decode = SequencePhase.DECODE
         decodes: list[Sequence] = []
         for sequence in sorted(self.running):
-            if sequence.pending != 1 or sequence not in self.running:
-                continue
             while (
-                self._layout.pages_for(len(sequence.tokens)) > sequence.page_table.length and sequence in self.running
+                sequence.phase is decode and self._layout.pages_for(len(sequence.tokens)) > sequence.page_table.length
             ):
                 if self.allocator.available:
                     sequence.page_table.extend(self.allocator.allocate(1))
                 else:
-                    self._preempt(max(self.running))
-            if sequence in self.running:
+                    self._preempt(max(other for other in self.running if other.phase is not SequencePhase.LOADING))
+            if sequence.phase is decode:
                 decodes.append(sequence)
         return decodes
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.allocator.release(sequence.stop())
+        sequence.preemptions += 1
         heapq.heappush(self.waiting, sequence)
         self.preemptions += 1
         _logger.debug("request %s preempted after %d tokens", sequence.request.id, sequence.generated)
 
     def _admit(self) -> Sequence | None:
-        """Starts the first waiting sequence if its pages and a place in the batch are available."""
+        """Admits the first waiting sequence, as PREFILL or LOADING, if its pages and a place in the batch are there."""
         if not self.waiting or len(self.running) >= self._config.max_batch:
             return None
         sequence = self.waiting[0]
-        cached: list[int] = []
-        if self._config.prefix_cache:
-            # The last token is always computed: its logits choose the next one.
-            usable = (len(sequence.tokens) - 1) // self._layout.page_size
-            cached = self.allocator.lookup(sequence.keys()[:usable])
+        # The last token is always computed: its logits choose the next one.
+        usable = (len(sequence.tokens) - 1) // self._layout.page_size
+        keys = sequence.keys()[:usable] if self._config.prefix_cache else []
+        cached = self.allocator.lookup(keys)
         new = self._layout.pages_for(len(sequence.tokens)) - len(cached)
         # One page of growth for every running sequence: admitting must not cause the very next preemption.
         if new + len(self.running) > self.allocator.available - self.allocator.unreferenced(cached):
             return None
         heapq.heappop(self.waiting)
         self.allocator.acquire(cached)
-        first = not sequence.admitted
-        sequence.start(cached, self.allocator.allocate(new))
+        pages = self.allocator.allocate(new)
+        sequence.take_pages(cached, pages)
         self.running.append(sequence)
         _logger.debug(
             "request %s admitted: %d of %d tokens cached",
@@ -166,7 +217,20 @@ class Scheduler:
             sequence.computed,
             len(sequence.tokens),
         )
-        if first:
+        if self._loader and (loadable := self._loader.lookup(keys[len(cached) :])):
+            sequence.load()
+            self._loader.load(sequence, keys[len(cached) :][:loadable], pages[:loadable])
+        else:
+            sequence.start(sequence.computed)
+            self._count(sequence)
+        return sequence
+
+    def _count(self, sequence: Sequence) -> None:
+        if not sequence.preemptions:
             self.prompt_tokens += len(sequence.request.prompt)
             self.prefix_hit_tokens += sequence.cached_tokens
-        return sequence
+
+    def _publish(self, sequence: Sequence) -> None:
+        if self._config.prefix_cache:
+            for page, key in sequence.unpublished():
+                self.allocator.publish(page, key)

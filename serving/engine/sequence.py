@@ -1,21 +1,49 @@
-"""A request on its way through the engine: its tokens, its pages, and how far its KV is computed."""
+"""A request on its way through the engine: its phase, its tokens, its pages, and how far its KV is computed."""
+
+import enum
 
 from kvcache.allocator import PageTable
 from kvcache.blocks import BlockKey, block_keys
 from serving.request import Request
 
 
+class SequencePhase(enum.Enum):
+    """Where a sequence is in its life. Preemption leads back to WAITING.
+
+    Attributes:
+        WAITING: queued; holds no pages.
+        LOADING: holds its pages, and another tier is writing KV into some of them; no step computes it.
+        PREFILL: its known tokens are computed in chunks.
+        DECODE: each step computes one token.
+    """
+
+    WAITING = enum.auto()
+    LOADING = enum.auto()
+    PREFILL = enum.auto()
+    DECODE = enum.auto()
+
+
 class Sequence:
-    """Mutable state of one request. Sequences order by (priority, arrival, order of addition)."""
+    """Mutable state of one request. Sequences order by (priority, arrival, order of addition).
+
+    Attributes:
+        phase: changed by the methods here alone.
+        tokens: prompt and generated tokens.
+        computed: leading tokens whose KV is in the pool.
+        cached_tokens: prompt tokens whose KV was reused when the sequence was first admitted.
+        preemptions: times that the sequence lost its pages and started again.
+        stop_ids: token ids that end the sequence.
+    """
 
     def __init__(self, request: Request, order: int, max_pages: int, page_size: int, eos_ids: frozenset[int]):
         self.request = request
         self.order = order
         self.rank = (request.priority, request.arrival_s, order)
+        self.phase = SequencePhase.WAITING
         self.tokens: list[int] = list(request.prompt)
-        self.computed = 0  # tokens whose KV is in the pool
-        self.cached_tokens = 0  # prompt tokens found in the prefix cache when first admitted
-        self.admitted = False
+        self.computed = 0
+        self.cached_tokens = 0
+        self.preemptions = 0
         self.page_table = PageTable(max_pages)
         self._page_size = page_size
         self._keys: list[BlockKey] = []
@@ -33,35 +61,50 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens whose KV is still to be computed; 1 while decoding."""
+        """Known tokens whose KV is still to be computed."""
         return len(self.tokens) - self.computed
 
     def keys(self) -> list[BlockKey]:
-        """Keys of all full pages of tokens known so far; each is hashed once."""
+        """Returns the keys of all full pages of tokens known so far; each is hashed once."""
         done = len(self._keys) * self._page_size
         parent = self._keys[-1] if self._keys else None
         self._keys += block_keys(self.tokens[done:], self._page_size, self.request.salt.encode(), parent)
         return self._keys
 
     def unpublished(self) -> list[tuple[int, BlockKey]]:
-        """(page, key) of pages that became full of computed KV since the last call."""
+        """Returns (page, key) of pages that became full of computed KV since the last call."""
         full = self.computed // self._page_size
         if full == self._published:
             return []
         start, self._published = self._published, full
         return list(zip(self.page_table.pages[start:full], self.keys()[start:full], strict=True))
 
-    def start(self, cached_pages: list[int], new_pages: list[int]) -> None:
-        """Takes pages: the first hold KV already, the rest are empty."""
+    def take_pages(self, cached_pages: list[int], new_pages: list[int]) -> None:
+        """Takes pages, of which the first hold KV already; `load` or `start` follows."""
         self.page_table.extend([*cached_pages, *new_pages])
         self.computed = len(cached_pages) * self._page_size
         self._published = len(cached_pages)
-        if not self.admitted:
-            self.cached_tokens = self.computed
-            self.admitted = True
+
+    def load(self) -> None:
+        """Waits for KV that another tier writes into the pages: WAITING -> LOADING."""
+        self.phase = SequencePhase.LOADING
+
+    def start(self, computed_tokens: int) -> None:
+        """Begins to compute behind the first `computed_tokens` tokens: WAITING or LOADING -> PREFILL."""
+        self.phase = SequencePhase.PREFILL
+        self.computed = computed_tokens
+        if not self.preemptions:
+            self.cached_tokens = computed_tokens
+
+    def advance(self, tokens: int) -> None:
+        """Counts `tokens` more tokens as computed: PREFILL -> DECODE once at most the newest token is pending."""
+        self.computed += tokens
+        if self.pending <= 1:
+            self.phase = SequencePhase.DECODE
 
     def stop(self) -> list[int]:
-        """Gives its pages up, in order, and forgets their KV; tokens stay, so it can start again."""
+        """Gives the pages up and returns them, in order; tokens and keys stay: any phase -> WAITING."""
+        self.phase = SequencePhase.WAITING
         pages = self.page_table.pages
         self.page_table.clear()
         self.computed = self._published = 0

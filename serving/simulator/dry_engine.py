@@ -56,7 +56,7 @@ class DryEngine:
         self._layout = KVLayout(
             num_layers=1, num_pages=model.num_pages, page_size=model.page_size, num_kv_heads=1, head_dim=1
         )
-        self._scheduler = Scheduler(config, self._layout, model.max_model_len, frozenset())
+        self._scheduler = Scheduler(config, self._layout, max_model_len=model.max_model_len)
         self.shapes = buckets(config)
         self._plan = StepPlan((), ())
 

@@ -16,7 +16,7 @@ from serving.request import Request
 def make(num_pages: int = 16, max_model_len: int = 64, **config: int | bool) -> Scheduler:
     layout = KVLayout(num_layers=1, num_pages=num_pages, page_size=4, num_kv_heads=1, head_dim=4)
     defaults = {"page_size": 4, "max_batch": 4, "token_budget": 12}
-    return Scheduler(EngineConfig(**(defaults | config)), layout, max_model_len, frozenset())
+    return Scheduler(EngineConfig(**(defaults | config)), layout, max_model_len=max_model_len)
 
 
 def request(name: str, prompt: int = 6, max_tokens: int = 4, **fields: int | float | str) -> Request:
