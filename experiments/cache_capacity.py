@@ -89,7 +89,7 @@ def _best_online(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run(trace: Trace, out: pathlib.Path, meta: dict[str, Any]) -> None:
-    references = sum(len(request.block_ids) for request in trace.requests)
+    references = sum(len(request.keys) for request in trace.requests)
     if not references:
         raise app.UsageError(f"{trace.name} has no block ids, so nothing can be hit; use a trace with `hash_ids`.")
     names = list(dict.fromkeys(POLICY_NAMES.value))

@@ -64,8 +64,8 @@ def main(argv: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mooncake(path, trace)
     prompt_tokens = sum(request.input_tokens for request in trace.requests)
-    blocks = {block for request in trace.requests for block in request.block_ids}
-    references = sum(len(request.block_ids) for request in trace.requests)
+    blocks = {block for request in trace.requests for block in request.keys}
+    references = sum(len(request.keys) for request in trace.requests)
     row = {
         "file": str(path),
         "requests": len(trace.requests),

@@ -45,7 +45,9 @@ class TraceRequest(Request):
     """One request of a workload, whose output length is known beforehand. No scheduler may read that length.
 
     Attributes:
+        keys: numbers of the prompt's blocks, the partial last one included; of blocks as long as the trace says.
         output_tokens: tokens to generate, at least 1.
     """
 
+    keys: tuple[int, ...] = ()
     output_tokens: int

@@ -108,7 +108,7 @@ class _Bench:
         return self._rng.integers(3, 259, prompt.tokens).tolist()
 
     def _request(self, tokens: list[int], outputs: int) -> Request:
-        return engine_request(next(self._names), tokens, outputs, 0.0)
+        return engine_request(str(next(self._names)), tokens, outputs, 0.0)
 
     def _steps(self, requests: Sequence[Request], until_all_decode: bool = False) -> list[StepSample]:
         samples, started = [], set()

@@ -8,13 +8,13 @@ from typing import Protocol
 
 from serving.engine import RequestRefusedError, TokenEvent
 from serving.engine.engine import Engine
-from serving.request import Request
+from serving.request import Request, TraceRequest
 from serving.simulator.calibration import StepSample
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.token_times import TokenTimes
 from serving.workload.outcomes import COMPLETED, REJECTED, RequestOutcome, tbt_s
 from serving.workload.prompts import prompt_tokens
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 
 
 class Clock(Protocol):
@@ -110,7 +110,7 @@ class LiveEngine:
         requests = [self._request(request, trace.block_size, salt) for request in trace.requests]
         coming = deque(zip(trace.requests, requests, strict=True))
         running: dict[str, tuple[TraceRequest, TokenTimes]] = {}
-        outcomes: dict[int, RequestOutcome] = {}
+        outcomes: dict[str, RequestOutcome] = {}
         self.steps = []
         clock = self._clock()
         while coming or self._engine.has_work:

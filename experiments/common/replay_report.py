@@ -18,7 +18,8 @@ def report_replay(
     """Writes everything into `out`, prints the table and returns the totals."""
     found = replay_totals(run, ttft_slo_s, tbt_slo_s) | {"cpu_s": cpu_s}
     title = f"{run.trace.name}: {'; '.join(run.trace.notes) or 'as it is'}"
-    write_requests(out / "requests.jsonl", sorted(run.outcomes, key=lambda outcome: outcome.id))
+    position = {request.id: index for index, request in enumerate(run.trace.requests)}
+    write_requests(out / "requests.jsonl", sorted(run.outcomes, key=lambda outcome: position[outcome.id]))
     save_replay_plots(out / "replay.png", title, run, found)
     samples = [{"time_s": sample.time_s} | vars(sample.counters) for sample in run.samples]
     write_result(out, meta, samples, found)
@@ -54,12 +55,12 @@ def unlimited_hit_rate(trace: Trace) -> float | None:
 
     Whole blocks only, and at least the last token of a prompt is computed.
     """
-    if not any(request.block_ids for request in trace.requests):
+    if not any(request.keys for request in trace.requests):
         return None
     seen: set[int] = set()
     hits = 0
     for request in trace.requests:
-        whole = request.block_ids[: request.input_tokens // trace.block_size]
+        whole = request.keys[: request.input_tokens // trace.block_size]
         reusable = whole[: (request.input_tokens - 1) // trace.block_size]
         hits += next((i for i, block in enumerate(reusable) if block not in seen), len(reusable)) * trace.block_size
         seen.update(whole)

@@ -8,8 +8,8 @@ now and then.
 
 import dataclasses
 import heapq
+import itertools
 import math
-from typing import Generic, TypeVar
 
 from serving.conductor.admission import Margin, Outlook, admission_policy
 from serving.conductor.errors import ConductorError
@@ -17,9 +17,9 @@ from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator
 from serving.conductor.output_predictor import OutputPredictor
 from serving.conductor.placement import Choice, ClusterView, placement_policy
 from serving.conductor.roles import DECODE, PREFILL, RoleChange, RoleConfig, RoleController
-from serving.conductor.types import SLO, Deferral, Placement, PrefillReport, Rejection, SchedulableRequest
+from serving.conductor.types import SLO, Deferral, Placement, PrefillReport, Rejection
+from serving.request import Request
 
-Request = TypeVar("Request", bound=SchedulableRequest)
 QUEUE_ORDERS = ("fifo", "shortest")
 # One priority level outweighs any waiting time.
 _PRIORITY_S = 1e9
@@ -66,6 +66,7 @@ class ConductorConfig:
 
 @dataclasses.dataclass(slots=True)
 class _Accepted:
+    number: int
     placement: Placement
     arrival_s: float
     prefill_end_s: float
@@ -74,7 +75,7 @@ class _Accepted:
     decode_start_s: float | None = None
 
 
-class Conductor(Generic[Request]):
+class Conductor:
     """Places, admits, queues and learns."""
 
     def __init__(self, config: ConductorConfig, view: ClusterView, costs: TimeModel) -> None:
@@ -88,13 +89,16 @@ class Conductor(Generic[Request]):
         self._place = placement_policy(config.placement, threshold=config.threshold, seed=config.seed)
         self._admission = admission_policy(config.admission)
         self.margin = Margin()
-        self._accepted: dict[int, _Accepted] = {}
+        self._accepted: dict[str, _Accepted] = {}
         # By decode instance and request: when its decode started, and what it was predicted to generate. Only filled
         # where admission looks at single requests.
-        self._decoding: list[dict[int, tuple[float, float]]] = [{} for _ in view.decode]
-        # Requests that wait, in order of arrival, and a heap of (rank, id) in which those that are gone linger.
-        self._waiting: dict[int, Request] = {}
-        self._ranks: list[tuple[float, int]] = []
+        self._decoding: list[dict[str, tuple[float, float]]] = [{} for _ in view.decode]
+        # Deferred requests, and a heap of (rank, number, id); ids that are no longer in `_waiting` are skipped when
+        # popped. Numbers count arrivals; a lost request keeps its own for when it is scheduled again.
+        self._waiting: dict[str, tuple[int, Request]] = {}
+        self._ranks: list[tuple[float, int, str]] = []
+        self._numbers = itertools.count()
+        self._lost: dict[str, int] = {}
         # Virtual time of fair queueing, which is seconds of prefill that each competing tenant has had, and where on it
         # each one's next turn begins.
         self._virtual_s = 0.0
@@ -104,35 +108,36 @@ class Conductor(Generic[Request]):
 
     def schedule(self, request: Request, now: float) -> Placement | Rejection | Deferral:
         """Decides on one request at its arrival."""
+        number = self._lost.pop(request.id) if request.id in self._lost else next(self._numbers)
         if not self.view.prefill_order or not self.view.decode_order:
             return self._refuse(Rejection("no instance", 0.0, 0.0, 1.0))
         self._context_tokens += (request.input_tokens - self._context_tokens) * 0.01
         order = self._order(request)
         choice = self._place(self.view, self.estimator.model, request, order, now)
-        decision = self._decide(request, choice, order, now)
+        decision = self._decide(request, number, choice, order, now)
         if self._roles is not None:
             self._watch(self._roles, decision, choice, now)
         if isinstance(decision, Deferral):
-            self._waiting[request.id] = request
-            rank = self.outputs.predict(request.block_ids) if self._admission.prefers_short else order
-            heapq.heappush(self._ranks, (rank, request.id))
+            self._waiting[request.id] = number, request
+            rank = self.outputs.predict(request.keys) if self._admission.prefers_short else order
+            heapq.heappush(self._ranks, (rank, number, request.id))
         return decision
 
     def release(self, now: float) -> tuple[Request, Placement | Rejection] | None:
         """Decides on the first deferred request, or says that there is still no room; ask again until it does."""
         if not self._waiting or not self.view.prefill_order or not self.view.decode_order:
             return None
-        oldest = next(iter(self._waiting.values()))
+        _, oldest = next(iter(self._waiting.values()))
         waited_s = now - oldest.arrival_s
         if waited_s > self.config.slo.ttft_s:
             del self._waiting[oldest.id]
             return oldest, self._refuse(Rejection("ttft", waited_s, 0.0, self.occupancy.decode_s / 4))
-        while self._ranks[0][1] not in self._waiting:
+        while self._ranks[0][-1] not in self._waiting:
             heapq.heappop(self._ranks)
-        request = self._waiting[self._ranks[0][1]]
+        number, request = self._waiting[self._ranks[0][-1]]
         order = self._order(request)
         choice = self._place(self.view, self.estimator.model, request, order, now)
-        decision = self._decide(request, choice, order, now)
+        decision = self._decide(request, number, choice, order, now)
         if isinstance(decision, Deferral):
             return None
         del self._waiting[request.id]
@@ -140,7 +145,7 @@ class Conductor(Generic[Request]):
 
     def drain(self) -> list[Request]:
         """Takes back all requests that still wait: nothing will come that could release them."""
-        waiting = [*self._waiting.values()]
+        waiting = [request for _, request in self._waiting.values()]
         self._waiting.clear()
         self._ranks.clear()
         return waiting
@@ -206,7 +211,9 @@ class Conductor(Generic[Request]):
         else:
             roles.arrived(now, DECODE)
 
-    def _decide(self, request: Request, choice: Choice, order: float, now: float) -> Placement | Rejection | Deferral:
+    def _decide(
+        self, request: Request, number: int, choice: Choice, order: float, now: float
+    ) -> Placement | Rejection | Deferral:
         costs, view, slo = self.estimator.model, self.view, self.config.slo
         index = self._select_decode(request, choice.index)
         if index is None:
@@ -224,7 +231,7 @@ class Conductor(Generic[Request]):
             now,
             self.outputs,
             list(self._decoding[index].values()) if per_request else (),
-            self.outputs.predict(request.block_ids) if per_request else self.lengths.mean,
+            self.outputs.predict(request.keys) if per_request else self.lengths.mean,
         )
         reason, tbt_s = self._admission.reason(outlook, slo, now - request.arrival_s, self.margin.value)
         if reason == "tbt" and self._admission.defers:
@@ -248,7 +255,7 @@ class Conductor(Generic[Request]):
         )
         turn_s = self._turn_s(request)
         self._accepted[request.id] = _Accepted(
-            placement, request.arrival_s, now + choice.ttft_s, turn_s, outlook.output_tokens
+            number, placement, request.arrival_s, now + choice.ttft_s, turn_s, outlook.output_tokens
         )
         self.occupancy.accept(now + choice.ttft_s)
         if self._roles is not None:
@@ -329,7 +336,7 @@ class Conductor(Generic[Request]):
     def _learn_output(self, request: Request, accepted: _Accepted, tokens: int) -> None:
         self.lengths.observe(tokens)
         if self._admission.per_request:
-            full = request.block_ids[: request.input_tokens // self.view.block_size]
+            full = request.keys[: request.input_tokens // self.view.block_size]
             self.outputs.observe(full, accepted.output_tokens, tokens)
 
     def redirect(self, request: Request) -> Placement | None:
@@ -344,8 +351,9 @@ class Conductor(Generic[Request]):
         return accepted.placement
 
     def forget(self, request: Request) -> None:
-        """A request was lost with its instance; nothing is learned from it."""
+        """A request was lost with its instance; nothing is learned from it. Schedule it again."""
         accepted = self._accepted.pop(request.id)
+        self._lost[request.id] = accepted.number
         self._decoding[accepted.placement.decode].pop(request.id, None)
         if accepted.decode_start_s is None:
             self.occupancy.drop(accepted.prefill_end_s)

@@ -16,7 +16,8 @@ from kvcache.prefix_index import PrefixIndex, members
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import TimeModel
 from serving.conductor.load_order import LoadOrder
-from serving.conductor.types import DecodeInstance, PrefillInstance, SchedulableRequest
+from serving.conductor.types import DecodeInstance, PrefillInstance
+from serving.request import Request
 
 # Groups of equal match up to this size are tried whole. Of larger ones the least loaded wins, unless a queue reorders
 # or a NIC is busy; so many of the least loaded are tried.
@@ -64,7 +65,7 @@ class Choice:
 
 
 # (view, costs, request, order, now) -> Choice
-PlacementPolicy = Callable[[ClusterView, TimeModel, SchedulableRequest, float, float], Choice]
+PlacementPolicy = Callable[[ClusterView, TimeModel, Request, float, float], Choice]
 
 
 def _no_read_s(index: int, tokens: int) -> float:
@@ -73,7 +74,7 @@ def _no_read_s(index: int, tokens: int) -> float:
     return 0.0
 
 
-def _slow_reads(view: ClusterView, request: SchedulableRequest) -> Callable[[int, int], float]:
+def _slow_reads(view: ClusterView, request: Request) -> Callable[[int, int], float]:
     """Seconds that a holder takes to read its first so many tokens, as far as they are on its slow tier.
 
     A holder has the beginning of a prompt in its fast tier, for that was used by more prompts; what is behind the first
@@ -81,7 +82,7 @@ def _slow_reads(view: ClusterView, request: SchedulableRequest) -> Callable[[int
     """
     if not view.slow_token:
         return _no_read_s
-    fast = view.directory.match(request.block_ids, tier=0)
+    fast = view.directory.match(request.keys, tier=0)
 
     def read_s(index: int, tokens: int) -> float:
         for depth, mask in fast:
@@ -92,12 +93,10 @@ def _slow_reads(view: ClusterView, request: SchedulableRequest) -> Callable[[int
     return read_s
 
 
-def _local(
-    view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float, i: int
-) -> Choice:
+def _local(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float, i: int) -> Choice:
     """Instance `i` with whatever prefix it holds itself."""
     bit, blocks = 1 << i, 0
-    for depth, mask in view.directory.match(request.block_ids):
+    for depth, mask in view.directory.match(request.keys):
         if mask & bit:
             blocks = depth
             break
@@ -111,7 +110,7 @@ def random_choice(seed: int) -> PlacementPolicy:
     """Any instance."""
     rng = random.Random(seed)
 
-    def choose(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
+    def choose(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> Choice:
         live = view.prefill_order
         _, index = next(itertools.islice(live, rng.randrange(len(live)), None))
         return _local(view, costs, request, order, now, index)
@@ -119,7 +118,7 @@ def random_choice(seed: int) -> PlacementPolicy:
     return choose
 
 
-def least_loaded(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
+def least_loaded(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> Choice:
     """The shortest queue, whatever it has cached."""
     return _local(view, costs, request, order, now, next(iter(view.prefill_order))[1])
 
@@ -134,7 +133,7 @@ def kvcache_centric(threshold: float, adaptive: bool = False) -> PlacementPolicy
     if not threshold >= 1:
         raise ConductorError(f"The balancing threshold is {threshold}; it is a ratio of match lengths, so at least 1.")
 
-    def choose(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
+    def choose(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> Choice:
         return _Search(view, costs, request, order, now).best(threshold, adaptive, 0.0)
 
     return choose
@@ -149,7 +148,7 @@ def marginal(longest_pressure: float = 4.0) -> PlacementPolicy:
     """
     pressure = 0.0
 
-    def choose(view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float) -> Choice:
+    def choose(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> Choice:
         nonlocal pressure
         choice = _Search(view, costs, request, order, now).best(1.0, True, pressure)
         queued = min(longest_pressure, max(0.0, choice.ttft_s / choice.prefill_s - 1))
@@ -164,14 +163,12 @@ class _Search:
 
     __slots__ = ("costs", "groups", "holders", "now", "order", "read_s", "request", "view")
 
-    def __init__(
-        self, view: ClusterView, costs: TimeModel, request: SchedulableRequest, order: float, now: float
-    ) -> None:
+    def __init__(self, view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> None:
         self.view, self.costs, self.request, self.order, self.now = view, costs, request, order, now
         live = view.prefill_order
         cap = request.input_tokens - 1
         self.groups = [
-            (min(depth * view.block_size, cap), mask) for depth, mask in view.directory.match(request.block_ids) if live
+            (min(depth * view.block_size, cap), mask) for depth, mask in view.directory.match(request.keys) if live
         ]
         self.read_s = _slow_reads(view, request)
         self.holders = [*itertools.islice(members(self.groups[0][1]), _SOURCES)] if self.groups else []

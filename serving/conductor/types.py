@@ -1,25 +1,7 @@
 """What the Conductor is asked, what it sees and what it answers. Live and simulated clusters share these types."""
 
 import dataclasses
-from collections.abc import Hashable, Sequence
 from typing import Protocol
-
-
-class SchedulableRequest(Protocol):
-    """What the Conductor may know of a request when it arrives: never how many tokens it will generate."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def arrival_s(self) -> float: ...
-    @property
-    def input_tokens(self) -> int: ...
-    @property
-    def block_ids(self) -> Sequence[Hashable]: ...
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def priority(self) -> int: ...
 
 
 class PrefillInstance(Protocol):

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 from serving.replay.errors import ReplayError
-from serving.workload.requests import TraceRequest
+from serving.request import TraceRequest
 
 _MARK_TOKENS = 3
 
@@ -40,9 +40,9 @@ class PromptWriter:
     def prompt(self, request: TraceRequest) -> list[int]:
         """`request.input_tokens` tokens: its blocks, then a passage of its own where it has no more ids."""
         tokens: list[int] = []
-        for block_id in request.block_ids:
+        for block_id in request.keys:
             tokens += self.block(block_id, min(self._block_size, request.input_tokens - len(tokens)))
-        return tokens + self._passage("request", request.id, request.input_tokens - len(tokens))
+        return tokens + self._passage("request", int(request.id), request.input_tokens - len(tokens))
 
     def _passage(self, kind: str, number: int, tokens: int) -> list[int]:
         mark, base = [], len(self._alphabet)

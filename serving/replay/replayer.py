@@ -13,8 +13,9 @@ from serving.replay.client import Answer, ServerClient, completion_body
 from serving.replay.errors import ReplayError
 from serving.replay.prompts import PromptWriter
 from serving.replay.scrape import ServerCounters
+from serving.request import TraceRequest
 from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome, tbt_s
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 
 _LEAD_S = 0.1  # from now to the clock's zero, so that the first request is not late
 _SAMPLE_S = 0.5
@@ -99,7 +100,7 @@ async def replay(
 
 async def _probe(client: ServerClient, model: str, prompts: PromptWriter) -> None:
     """Sends one short completion that is not counted: pays first-request costs, and raises ReplayError if refused."""
-    request = TraceRequest(-1, 0.0, 8, 4)
+    request = TraceRequest(id="-1", arrival_s=0.0, input_tokens=8, output_tokens=4)
     answer = await client.complete(completion_body(model, prompts.prompt(request), request.output_tokens))
     if answer.error:
         raise ReplayError(f"{client.url} does not complete a prompt of token ids for {model!r}: {answer.error}")

@@ -7,7 +7,8 @@ partial last block and its output shrink in proportion, so block ids keep their 
 import dataclasses
 
 from serving.replay.errors import ReplayError
-from serving.workload.requests import Trace, TraceRequest
+from serving.request import TraceRequest
+from serving.workload.requests import Trace
 
 # Servers reuse KV in whole pages of a power of two: blocks that end where a page ends lose nothing of their reuse.
 _PAGE = 16
@@ -32,8 +33,8 @@ def rescale(trace: Trace, block_size: int, max_tokens: int) -> Trace:
             )
         cut += prompt + output > max_tokens
         prompt = min(prompt, max_tokens - output)
-        blocks = request.block_ids[: -(-prompt // block_size)]
-        requests.append(dataclasses.replace(request, input_tokens=prompt, output_tokens=output, block_ids=blocks))
+        blocks = request.keys[: -(-prompt // block_size)]
+        requests.append(dataclasses.replace(request, input_tokens=prompt, output_tokens=output, keys=blocks))
     notes = [*trace.notes]
     if block_size != trace.block_size:
         notes.append(f"lengths times {block_size / trace.block_size:.3g}: blocks of {block_size} tokens")

@@ -8,14 +8,19 @@ gaps that each member saw follow without visiting them. Where times come from a 
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from serving.simulator.flight import Flight
 from serving.simulator.gaps import Progression, iterations_within, progression_sum
 
-# at(time, handler, argument) calls handler(argument, time) then.
-Schedule = Callable[[float, Callable[[int, float], None], int], None]
 _TRIM = 4096
+_Argument = TypeVar("_Argument")
+
+
+class Schedule(Protocol):
+    """The clock: calls `handler(argument, time)` when `time` comes."""
+
+    def __call__(self, time: float, handler: Callable[[_Argument, float], None], argument: _Argument) -> None: ...
 
 
 class DecodeTimes(Protocol):
@@ -168,7 +173,7 @@ class IteratingBatch:
             flight = self.waiting.popleft()
             self._reserved += needed
             self.tokens += request.input_tokens + 1
-            heapq.heappush(self._members, (self.iterations + request.output_tokens - 1, request.id, flight))
+            heapq.heappush(self._members, (self.iterations + request.output_tokens - 1, flight.number, flight))
             flight.log_start = self._log_base + len(self._log)
             joined.append(flight)
         if len(joined) == len(self._members):

@@ -7,6 +7,7 @@ from kvcache.prefix_index import PrefixIndex
 from serving.conductor import ClusterView
 from serving.conductor.pipeline import PipelineTimeModel
 from serving.conductor.roles import DECODE, PREFILL
+from serving.request import TraceRequest
 from serving.simulator.batch import Schedule
 from serving.simulator.cache import NodeCache
 from serving.simulator.config import ClusterConfig
@@ -17,7 +18,6 @@ from serving.simulator.performance import Performance
 from serving.simulator.prefill_group import PrefillGroup
 from serving.simulator.store import RemoteStore
 from serving.workload.prompts import prompt_tokens
-from serving.workload.requests import TraceRequest
 
 _Ended = Callable[[Flight, float], None]
 
@@ -179,13 +179,13 @@ class Cluster:
 
     def keep(self, node: int, request: TraceRequest, now: float) -> None:
         """Puts a prompt's blocks into a node's cache, and tells the directory what that moved."""
-        if not (request.block_ids and self.config.host_blocks):
+        if not (request.keys and self.config.host_blocks):
             return
         directory = self.view.directory
-        directory.add(node, request.block_ids)
-        demoted, lost = self.caches[node].touch(request.block_ids, now)
+        directory.add(node, request.keys)
+        demoted, lost = self.caches[node].touch(request.keys, now)
         if self.config.ssd_blocks:
-            directory.remove(node, request.block_ids, tier=1)
+            directory.remove(node, request.keys, tier=1)
             directory.add(node, demoted, tier=1)
             directory.remove(node, demoted, tier=0)
         if lost:
@@ -201,7 +201,7 @@ class Cluster:
         local = placement.reused_tokens - placement.pulled_tokens
         if not self.config.ssd_blocks or self.engines or local <= 0:
             return 0
-        blocks = flight.request.block_ids[: -(-local // size)]
+        blocks = flight.request.keys[: -(-local // size)]
         return min(local, self.caches[placement.prefill].on_ssd(blocks) * size)
 
     def pull(self, flight: Flight, source: int, now: float) -> float:
@@ -214,7 +214,7 @@ class Cluster:
         pulled_s = transfer(self.nics[source], self.nics[placement.prefill], seconds, now)
         if self.config.ssd_blocks and source < len(self.caches):
             local = placement.reused_tokens - placement.pulled_tokens
-            pulled = flight.request.block_ids[local // size : -(-placement.reused_tokens // size)]
+            pulled = flight.request.keys[local // size : -(-placement.reused_tokens // size)]
             read_s = self._performance.ssd_token * self.caches[source].on_ssd(pulled) * size
             pulled_s = max(pulled_s, now + read_s / self.nics[source].count)
         return pulled_s

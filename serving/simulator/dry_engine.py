@@ -29,11 +29,11 @@ class Progress:
 
 
 def engine_request(
-    request_id: int, prompt: Items[int], max_tokens: int, arrival_s: float, priority: int = 0
+    request_id: str, prompt: Items[int], max_tokens: int, arrival_s: float, priority: int = 0
 ) -> Request:
     """A greedy request that generates exactly `max_tokens`."""
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    return Request(id=str(request_id), arrival_s=arrival_s, prompt=tuple(prompt), priority=priority, sampling=sampling)
+    return Request(id=request_id, arrival_s=arrival_s, prompt=tuple(prompt), priority=priority, sampling=sampling)
 
 
 class DryEngine:

@@ -9,6 +9,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 
+from serving.request import TraceRequest
 from serving.simulator.batch import Schedule
 from serving.simulator.cache import NodeCache
 from serving.simulator.dry_engine import DryEngine, Progress, engine_request
@@ -18,7 +19,6 @@ from serving.simulator.gaps import Progression
 from serving.simulator.performance import Performance
 from serving.simulator.step_runs import EvenRun, NoisyRun, StepRun
 from serving.simulator.steps import StepWork
-from serving.workload.requests import TraceRequest
 
 # A sleeping engine wakes a little after an arrival, and finds everything that arrived with it.
 _WAKE_S = 1e-4
@@ -90,7 +90,7 @@ class EngineNode:
 
     def enqueue(self, flight: Flight, now: float) -> None:
         request = flight.request
-        self._members[str(request.id)] = _Member(flight)
+        self._members[request.id] = _Member(flight)
         self._prompts_s += flight.placement.predicted_prefill_s
         self._queued += 1
         self._engine.add(
@@ -194,5 +194,5 @@ class EngineNode:
         self._prefilled(flight, now)
         if flight.request.output_tokens > 1 and self.present == joined:
             # Refused after its prefill.
-            del self._members[str(flight.request.id)]
-            self._engine.abort(str(flight.request.id))
+            del self._members[flight.request.id]
+            self._engine.abort(flight.request.id)

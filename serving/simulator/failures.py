@@ -11,12 +11,12 @@ from serving.simulator.nodes import PrefillSide
 def lost_flights(
     cluster: Cluster,
     conductor: Conductor,
-    flights: Mapping[int, Flight],
+    flights: Mapping[str, Flight],
     node: int,
     now: float,
     send: Callable[[Flight, float, float], None],
 ) -> list[Flight]:
-    """Requests that a node which has left takes with it, by id; each remembers the tokens that it has got.
+    """Requests that a node which has left takes with it, by arrival; each remembers the tokens that it has got.
 
     Args:
         flights: all that are on their way.
@@ -27,10 +27,10 @@ def lost_flights(
     else:
         index = cluster.decode_index(node)
         lost = [*cluster.decode[index].fail(now), *_without_decode(cluster, conductor, flights, index, now, send)]
-    return sorted(lost, key=lambda flight: flight.request.id)
+    return sorted(lost, key=lambda flight: flight.number)
 
 
-def _cut_off(cluster: Cluster, flights: Mapping[int, Flight], prefill: int, now: float) -> list[Flight]:
+def _cut_off(cluster: Cluster, flights: Mapping[str, Flight], prefill: int, now: float) -> list[Flight]:
     """Requests whose KV was on its way from a prefill node that died: to their decode node, or to be reused."""
     lost = []
     for flight in flights.values():
@@ -46,7 +46,7 @@ def _cut_off(cluster: Cluster, flights: Mapping[int, Flight], prefill: int, now:
 def _without_decode(
     cluster: Cluster,
     conductor: Conductor,
-    flights: Mapping[int, Flight],
+    flights: Mapping[str, Flight],
     decode: int,
     now: float,
     send: Callable[[Flight, float, float], None],
@@ -81,4 +81,4 @@ def _withdraw(cluster: Cluster, flight: Flight, now: float) -> None:
         node.withdraw(flight, now)
         cluster.rank(node)
         local = (placement.reused_tokens - placement.pulled_tokens) // cluster.view.block_size
-        cluster.view.directory.remove(placement.prefill, node.cache.discard(flight.request.block_ids[local:]))
+        cluster.view.directory.remove(placement.prefill, node.cache.discard(flight.request.keys[local:]))

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 
 from serving.conductor import Placement
+from serving.request import TraceRequest
 from serving.simulator.gaps import Progression, longest_mean
-from serving.workload.requests import TraceRequest
 
 
 @dataclasses.dataclass(slots=True)
@@ -36,7 +36,7 @@ class Past:
             arrival_s=now,
             input_tokens=request.input_tokens + self.tokens,
             output_tokens=request.output_tokens - self.tokens,
-            block_ids=request.block_ids[: request.input_tokens // block_size],
+            keys=request.keys[: request.input_tokens // block_size],
         )
 
 
@@ -45,6 +45,7 @@ class Flight:
     """Mutable state of one request; times in seconds of the simulation.
 
     Attributes:
+        number: in order of arrival; where queues and batches order requests alike, the one that arrived first leads.
         past: what it had got before a node died, if one did.
         placed_s: when the Conductor placed it.
         pulled_s: when KV pulled from another node is here.
@@ -57,6 +58,7 @@ class Flight:
         log_start: first entry of the batch's log that it saw.
     """
 
+    number: int
     request: TraceRequest
     placement: Placement
     past: Past | None = None

@@ -35,14 +35,14 @@ def replay_hits(trace: Trace, policy: EvictionPolicy) -> Hits:
     tokens = blocks = all_blocks = 0
     for request in trace.requests:
         matched = 0
-        for block in request.block_ids:
+        for block in request.keys:
             if block not in policy:
                 break
             matched += 1
         tokens += min(matched * trace.block_size, request.input_tokens)
         blocks += matched
-        all_blocks += len(request.block_ids)
-        policy.admit(request.block_ids, request.arrival_s)
+        all_blocks += len(request.keys)
+        policy.admit(request.keys, request.arrival_s)
     return Hits(tokens, blocks, sum(request.input_tokens for request in trace.requests), all_blocks)
 
 
@@ -50,7 +50,7 @@ def named_policy(name: str, capacity_blocks: int, trace: Trace) -> EvictionPolic
     """One of `POLICIES`, or `OPTIMUM`, which is told the trace in advance. Raises `SimulatorError` for other names."""
     try:
         if name == OPTIMUM:
-            return Belady(capacity_blocks, [request.block_ids for request in trace.requests])
+            return Belady(capacity_blocks, [request.keys for request in trace.requests])
         return eviction_policy(name, capacity_blocks)
     except KVCacheError as error:
         known = "" if name in POLICIES else f" (and {OPTIMUM}, offline)"

@@ -76,7 +76,7 @@ class PrefillSide:
 
     def enqueue(self, flight: Flight, now: float) -> None:
         self._queued_s += self._work_s(flight)
-        bisect.insort(self._queue, (flight.placement.order, flight.request.id, flight))
+        bisect.insort(self._queue, (flight.placement.order, flight.number, flight))
         if self.running is None:
             self._start(now)
 

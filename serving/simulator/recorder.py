@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from serving.conductor import Conductor
+from serving.request import TraceRequest
 from serving.simulator.cluster import Cluster
 from serving.simulator.flight import Flight
-from serving.workload.requests import TraceRequest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,12 +87,12 @@ class Recorder:
         pathlib.Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
 
 
-def _span(name: str, node: str, request: int, start_s: float, end_s: float, args: dict[str, Any]) -> dict[str, Any]:
+def _span(name: str, node: str, request: str, start_s: float, end_s: float, args: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "node": node, "id": request, "ts": start_s * 1e6, "end_us": end_s * 1e6, "args": args}
 
 
 def hottest_blocks(requests: Iterable[TraceRequest], ranks: Iterable[int] = (10, 100, 1000, 10000)) -> dict[int, int]:
     """Ids of the blocks at these ranks of reference counts, the hottest being rank 1."""
-    counts = collections.Counter(block for request in requests for block in request.block_ids)
+    counts = collections.Counter(block for request in requests for block in request.keys)
     ranked = counts.most_common(max(ranks))
     return {rank: ranked[rank - 1][0] for rank in ranks if rank <= len(ranked)}

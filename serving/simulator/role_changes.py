@@ -20,7 +20,7 @@ class RoleChanges:
         self,
         cluster: Cluster,
         conductor: Conductor,
-        flights: Mapping[int, Flight],
+        flights: Mapping[str, Flight],
         at: Schedule,
         served: Callable[[float], None],
     ) -> None:

@@ -3,8 +3,10 @@
 import heapq
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 from serving.conductor import Conductor, Placement, PrefillReport, Rejection
+from serving.request import TraceRequest
 from serving.simulator.cluster import Cluster
 from serving.simulator.config import ClusterConfig
 from serving.simulator.failures import lost_flights
@@ -15,7 +17,7 @@ from serving.simulator.recorder import Recorder
 from serving.simulator.result import SimulationResult
 from serving.simulator.role_changes import RoleChanges
 from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 
 
 class Simulation:
@@ -23,11 +25,13 @@ class Simulation:
 
     def __init__(self, config: ClusterConfig, performance: Performance, recorder: Recorder | None = None) -> None:
         self._config, self._performance, self._recorder = config, performance, recorder
-        self._events: list[tuple[float, int, Callable[[int, float], None], int]] = []
+        self._events: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
         self._numbers = itertools.count()
-        self._outcomes: dict[int, RequestOutcome] = {}
-        self._flights: dict[int, Flight] = {}
-        self._interrupted: dict[int, Past] = {}
+        self._outcomes: dict[str, RequestOutcome] = {}
+        # Requests that have not ended, as they were last scheduled, with their place in the order of arrival.
+        self._open: dict[str, tuple[int, TraceRequest]] = {}
+        self._flights: dict[str, Flight] = {}
+        self._interrupted: dict[str, Past] = {}
         self._prefill_s = self._wasted_s = 0.0
         self._too_long = self._reruns = 0
         self._arriving = True
@@ -40,7 +44,7 @@ class Simulation:
                 if isinstance(side, DecodeSide):
                     side.report = self.conductor.iterated
 
-    def at(self, time: float, handler: Callable[[int, float], None], argument: int) -> None:
+    def at(self, time: float, handler: Callable[[Any, float], None], argument: Any) -> None:
         """Calls `handler(argument, time)` when the clock gets there."""
         heapq.heappush(self._events, (time, next(self._numbers), handler, argument))
 
@@ -75,7 +79,7 @@ class Simulation:
             if recorder is not None and time >= recorder.next_sample_s:
                 recorder.sample(self.cluster, self.conductor, time)
         for request in self.conductor.drain():
-            self._end(request, REJECTED, time)
+            self._end(self._open[request.id][1], REJECTED, time)
         outcomes = [self._outcomes[request.id] for request in trace.requests]
         end_s = max(outcome.finished_s for outcome in outcomes)
         return SimulationResult(
@@ -92,6 +96,8 @@ class Simulation:
         )
 
     def _arrive(self, request: TraceRequest, now: float) -> None:
+        place = self._open[request.id][0] if request.id in self._open else len(self._open) + len(self._outcomes)
+        self._open[request.id] = place, request
         if not self.cluster.fits(request):
             self._too_long += 1
             self._end(request, REJECTED, now)
@@ -108,7 +114,7 @@ class Simulation:
             decided = self.conductor.release(now)
             if decided is None:
                 return
-            request, decision = decided
+            request, decision = self._open[decided[0].id][1], decided[1]
             if isinstance(decision, Rejection):
                 self._end(request, REJECTED, now)
             else:
@@ -118,7 +124,8 @@ class Simulation:
         """Books what the Conductor decided: KV to pull, a place in the queue, a promise of decode."""
         cluster = self.cluster
         node = cluster.prefill[placement.prefill]
-        flight = Flight(request, placement, self._interrupted.pop(request.id, None) if self._interrupted else None, now)
+        past = self._interrupted.pop(request.id, None) if self._interrupted else None
+        flight = Flight(self._open[request.id][0], request, placement, past, now)
         self._flights[request.id] = flight
         flight.ssd_tokens = cluster.ssd_tokens(flight)
         if placement.source is not None:
@@ -181,7 +188,7 @@ class Simulation:
         flight.arrives_s = self.cluster.hand_over(flight, since_s, now)
         self.at(flight.arrives_s, self._arrived, flight.request.id)
 
-    def _arrived(self, request_id: int, now: float) -> None:
+    def _arrived(self, request_id: str, now: float) -> None:
         flight = self._flights.get(request_id)
         if flight is None or flight.arrives_s != now:
             # It was sent again, elsewhere, or lost on its way.
@@ -202,6 +209,7 @@ class Simulation:
 
     def _end(self, request: TraceRequest, outcome: str, now: float, flight: Flight | None = None) -> None:
         self._flights.pop(request.id, None)
+        del self._open[request.id]
         served = flight is not None and flight.first_token_s > 0
         first_token_s = flight.first_token_s if flight is not None and served else None
         prefill = flight.placement.prefill if flight is not None else None

@@ -1,10 +1,10 @@
 """A remote store behind the caches of all nodes: KV that is written through to it survives them."""
 
 from kvcache.prefix_index import PrefixIndex
+from serving.request import TraceRequest
 from serving.simulator.cache import NodeCache
 from serving.simulator.nodes import Nic, transfer
 from serving.simulator.performance import Performance
-from serving.workload.requests import TraceRequest
 
 
 class RemoteStore:
@@ -18,7 +18,7 @@ class RemoteStore:
 
     def write(self, request: TraceRequest, sender: Nic, directory: PrefixIndex, block_size: int, now: float) -> None:
         """Writes the blocks of a computed prompt that are not here yet; those that are count as used."""
-        blocks, bit = request.block_ids, 1 << self.index
+        blocks, bit = request.keys, 1 << self.index
         missing = sum(not directory.holders(block) & bit for block in blocks)
         if missing:
             tokens = min(missing * block_size, request.input_tokens)

@@ -32,7 +32,7 @@ class RequestOutcome:
         finished_s: when it ended, in seconds since the run's start.
     """
 
-    id: int
+    id: str
     arrival_s: float
     input_tokens: int
     output_tokens: int

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from serving.request import TraceRequest
 from serving.workload.errors import TraceError
-from serving.workload.requests import TraceRequest
 
 
 def prompt_tokens(
     request: TraceRequest, block_size: int, *, seed: int = 0, low: int = 3, high: int = 259
 ) -> tuple[int, ...]:
-    """`input_tokens` random ids from [low, high): requests share exactly the prefixes that their `block_ids` share.
+    """`input_tokens` random ids from [low, high): requests share exactly the prefixes that their `keys` share.
 
     Blocks that the trace does not name are the request's own. The same arguments give the same ids on every machine.
 
@@ -31,9 +31,9 @@ def prompt_tokens(
 
 
 def _keys(request: TraceRequest) -> Iterator[tuple[int, int, int]]:
-    for block in request.block_ids:
+    for block in request.keys:
         yield 0, block, 0
     index = 0
     while True:
-        yield 1, request.id, index
+        yield 1, int(request.id), index
         index += 1

@@ -2,29 +2,7 @@
 
 import dataclasses
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TraceRequest:
-    """One request of a workload.
-
-    Attributes:
-        id: position in its trace, unique there.
-        arrival_s: seconds since the workload's start.
-        input_tokens: prompt length, at least 1.
-        output_tokens: tokens to generate, at least 1.
-        block_ids: ids of the prompt's blocks, the partial last one included; an id stands for a block and all before
-            it, so equal ids mean equal prefixes. Empty where the trace says nothing about content.
-        tenant: whose request it is.
-        priority: lower is served first.
-    """
-
-    id: int
-    arrival_s: float
-    input_tokens: int
-    output_tokens: int
-    block_ids: tuple[int, ...] = ()
-    tenant: str = ""
-    priority: int = 0
+from serving.request import TraceRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +11,10 @@ class Trace:
 
     Attributes:
         name: where they came from.
-        requests: at least one, `arrival_s` never decreasing.
-        block_size: tokens per block of `block_ids`.
+        requests: at least one, `arrival_s` never decreasing. An id is the request's position in its source, in
+            decimal. `keys` are of the prompt's blocks, the partial last one included; empty where the trace says
+            nothing about content.
+        block_size: tokens per block of `keys`.
         notes: what reading changed or left out, in words.
     """
 

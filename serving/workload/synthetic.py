@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serving.request import TraceRequest
 from serving.workload.errors import TraceError
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 
 Generator = np.random.Generator
 
@@ -81,7 +82,14 @@ def phased(phases: Sequence[Phase], *, seed: int) -> Trace:
         for arrival_s, tokens, output in zip(
             times, phase.inputs.draw(count, rng), phase.outputs.draw(count, rng), strict=True
         ):
-            requests.append(TraceRequest(len(requests), float(arrival_s), int(tokens), int(output)))
+            requests.append(
+                TraceRequest(
+                    id=str(len(requests)),
+                    arrival_s=float(arrival_s),
+                    input_tokens=int(tokens),
+                    output_tokens=int(output),
+                )
+            )
         start_s += phase.seconds
     if not requests:
         raise TraceError(f"{len(phases)} phases of {start_s} s in all bring no request; make them longer.")
@@ -134,7 +142,13 @@ def prefix_tree(
         path = (*shared, *itertools.islice(fresh, blocks - len(shared)))
         paths.append(path[:full])
         requests.append(
-            TraceRequest(index, float(arrivals_s[index]), int(prompt_tokens[index]), int(output_tokens[index]), path)
+            TraceRequest(
+                id=str(index),
+                arrival_s=float(arrivals_s[index]),
+                input_tokens=int(prompt_tokens[index]),
+                output_tokens=int(output_tokens[index]),
+                keys=path,
+            )
         )
     return Trace("prefix_tree", tuple(requests), block_size)
 
@@ -184,12 +198,14 @@ def chat(
             tokens += int(question.draw(1, rng)[0])
             answered = int(answer.draw(1, rng)[0])
             path = (*known, *itertools.islice(fresh, -(-tokens // block_size) - len(known)))
-            requests.append(TraceRequest(0, arrival_s, tokens, answered, path))
+            requests.append(
+                TraceRequest(id="0", arrival_s=arrival_s, input_tokens=tokens, output_tokens=answered, keys=path)
+            )
             known = path[: tokens // block_size]
             tokens += answered
             arrival_s += float(rng.exponential(think_s))
     requests.sort(key=lambda request: request.arrival_s)
-    return Trace("chat", tuple(dataclasses.replace(r, id=i) for i, r in enumerate(requests)), block_size)
+    return Trace("chat", tuple(dataclasses.replace(r, id=str(i)) for i, r in enumerate(requests)), block_size)
 
 
 def documents(
@@ -229,7 +245,11 @@ def documents(
         blocks = known[asked[index]]
         tokens = len(blocks) * block_size + new[index]
         path = (*blocks, *itertools.islice(fresh, -(-new[index] // block_size)))
-        made.append(TraceRequest(index, arrival_s, tokens, answered[index], path))
+        made.append(
+            TraceRequest(
+                id=str(index), arrival_s=arrival_s, input_tokens=tokens, output_tokens=answered[index], keys=path
+            )
+        )
     return Trace("documents", tuple(made), block_size)
 
 
@@ -241,6 +261,6 @@ def write_mooncake(path: str | os.PathLike[str], trace: Trace) -> None:
                 "timestamp": round(request.arrival_s * 1000),
                 "input_length": request.input_tokens,
                 "output_length": request.output_tokens,
-                "hash_ids": list(request.block_ids),
+                "hash_ids": list(request.keys),
             }
             file.write(json.dumps(record) + "\n")

@@ -10,8 +10,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from serving.request import TraceRequest
 from serving.workload.errors import TraceError
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 
 MOONCAKE_BLOCK_SIZE = 512
 _MILLISECOND = 1e-3
@@ -140,11 +141,11 @@ def _request(index: int, record: Mapping[str, Any]) -> TraceRequest:
     in_ms = any(name in record for name in _STAMP_MS)
     stamp = _field(record, _STAMP_MS if in_ms else _STAMP_S, _seconds)
     return TraceRequest(
-        id=index,
+        id=str(index),
         arrival_s=stamp * _MILLISECOND if in_ms else stamp,
         input_tokens=_field(record, _INPUT, _count),
         output_tokens=_field(record, _OUTPUT, _count),
-        block_ids=_field(record, _BLOCKS, _ids, ()),
+        keys=_field(record, _BLOCKS, _ids, ()),
         tenant=_field(record, _TENANT, str, ""),
         priority=_field(record, ("priority",), int, 0),
     )

@@ -17,7 +17,7 @@ def test_every_policy_at_every_capacity(tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     trace = read_trace(TRACE)
-    assert result["totals"]["block_references"] == sum(len(request.block_ids) for request in trace.requests)
+    assert result["totals"]["block_references"] == sum(len(request.keys) for request in trace.requests)
     rows = {(row["policy"], row["capacity_blocks"]): row for row in result["rows"]}
     assert [*rows] == [(name, capacity) for name in ("lru", "turns", "belady") for capacity in (50, 200)]
     for (name, capacity), row in rows.items():

@@ -6,12 +6,13 @@ import numpy as np
 
 from papers.comparison import PaperTable, compare, compare_points, statement
 from serving.conductor import ConductorConfig, TimeModel
+from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.paper.runs import disaggregated, engine_a800, mean_ttft_s, share_within, vllm
 from serving.simulator.performance import Performance, mooncake_a800
 from serving.simulator.simulation import Simulation
 from serving.workload.outcomes import distribution
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 from serving.workload.synthetic import arrivals
 
 FIGURE_1 = {0.050: 0.033, 0.075: 0.521, 0.100: 0.966, 0.200: 0.999}
@@ -133,7 +134,13 @@ _PROMPT, _OUTPUT, _CACHED = 16384, 512, 16
 def _mooncake_p90(rate: float, seed: int, count: int, performance: Performance) -> tuple[float, float]:
     times = arrivals(count, rate, np.random.default_rng(seed))
     requests = tuple(
-        TraceRequest(i, float(t), _PROMPT, _OUTPUT, (*range(_CACHED), *range(100 + 16 * i, 116 + 16 * i)))
+        TraceRequest(
+            id=str(i),
+            arrival_s=float(t),
+            input_tokens=_PROMPT,
+            output_tokens=_OUTPUT,
+            keys=(*range(_CACHED), *range(100 + 16 * i, 116 + 16 * i)),
+        )
         for i, t in enumerate(times)
     )
     outcomes = Simulation(ClusterConfig(3, 1), performance).run(Trace("16k", requests)).outcomes

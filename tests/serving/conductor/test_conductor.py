@@ -9,12 +9,13 @@ import pytest
 
 from serving.conductor import SLO, ConductorConfig
 from serving.conductor.estimators import MeanError, TimeEstimator
+from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.nodes import Nic, transfer
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 
 A800 = mooncake_a800()
 COSTS = A800.costs
@@ -42,9 +43,12 @@ def test_mean_errors_are_those_of_their_definition() -> None:
 
 
 def test_only_what_was_observed_has_an_error() -> None:
-    result = run(ConductorConfig(), [TraceRequest(0, 0.0, 4000, 1)])
+    result = run(ConductorConfig(), [TraceRequest(id="0", arrival_s=0.0, input_tokens=4000, output_tokens=1)])
     assert result.errors == pytest.approx({"prefill": 0.0, "queue_s": 0.0, "ttft_s": 0.0})
-    predicted = run(ConductorConfig(admission="request_level"), [TraceRequest(0, 0.0, 4000, 1)])
+    predicted = run(
+        ConductorConfig(admission="request_level"),
+        [TraceRequest(id="0", arrival_s=0.0, input_tokens=4000, output_tokens=1)],
+    )
     assert predicted.errors["output_tokens"] == pytest.approx(255.0)
 
 
@@ -53,7 +57,15 @@ def test_every_estimate_reports_its_error() -> None:
     rng, now, requests = random.Random(1), 0.0, []
     for index in range(300):
         now += rng.expovariate(3.5)
-        requests.append(TraceRequest(index, now, 4000, 50, (0, *range(8 * index + 1, 8 * index + 8))))
+        requests.append(
+            TraceRequest(
+                id=str(index),
+                arrival_s=now,
+                input_tokens=4000,
+                output_tokens=50,
+                keys=(0, *range(8 * index + 1, 8 * index + 8)),
+            )
+        )
     simulation = Simulation(ClusterConfig(2, 1), A800)
     half = {field.name: getattr(COSTS, field.name) / 2 for field in dataclasses.fields(COSTS)}
     simulation.conductor.estimator = TimeEstimator(dataclasses.replace(COSTS, **half))
@@ -69,7 +81,11 @@ def test_decode_times_are_learned_too() -> None:
     rng, now, requests = random.Random(2), 0.0, []
     for index in range(1500):
         now += rng.expovariate(3.0)
-        requests.append(TraceRequest(index, now, rng.randint(100, 8000), rng.randint(2, 300)))
+        requests.append(
+            TraceRequest(
+                id=str(index), arrival_s=now, input_tokens=rng.randint(100, 8000), output_tokens=rng.randint(2, 300)
+            )
+        )
     simulation = Simulation(ClusterConfig(4, 3, conductor=ConductorConfig(learn=True)), A800)
     wrong = dataclasses.replace(COSTS, decode_base=0.0, decode_sequence=1e-3)
     simulation.conductor.estimator = TimeEstimator(wrong, learn=True)
@@ -80,32 +96,42 @@ def test_decode_times_are_learned_too() -> None:
 
 
 def test_a_more_urgent_request_overtakes_all_that_wait() -> None:
-    requests = [TraceRequest(i, 0.1 * i, 8000, 1, priority=i % 3) for i in range(9)]
+    requests = [
+        TraceRequest(id=str(i), arrival_s=0.1 * i, input_tokens=8000, output_tokens=1, priority=i % 3) for i in range(9)
+    ]
     outcomes = run(ConductorConfig(), requests).outcomes
     served = sorted(outcomes, key=lambda outcome: outcome.finished_s)
     # The first one was alone when it came.
-    assert [outcome.id for outcome in served] == [0, 3, 6, 1, 4, 7, 2, 5, 8]
+    assert [int(outcome.id) for outcome in served] == [0, 3, 6, 1, 4, 7, 2, 5, 8]
     last_s = max(outcome.finished_s for outcome in outcomes)
     assert last_s == pytest.approx(9 * COSTS.prefill_s(8000, 0))
 
 
 @pytest.mark.parametrize("chunk", [0, 1000])
 def test_a_more_urgent_request_overtakes_on_coupled_nodes_too(chunk: int) -> None:
-    requests = tuple(TraceRequest(i, 0.1 * i, 8000, 1, priority=i % 3) for i in range(9))
+    requests = tuple(
+        TraceRequest(id=str(i), arrival_s=0.1 * i, input_tokens=8000, output_tokens=1, priority=i % 3) for i in range(9)
+    )
     config = ClusterConfig(0, 0, coupled=1, chunk=chunk, conductor=ConductorConfig(placement="least_loaded"))
     result = Simulation(config, A800).run(Trace("t", requests))
     served = sorted(result.outcomes, key=lambda outcome: outcome.finished_s)
-    assert [outcome.id for outcome in served] == [0, 3, 6, 1, 4, 7, 2, 5, 8]
+    assert [int(outcome.id) for outcome in served] == [0, 3, 6, 1, 4, 7, 2, 5, 8]
     assert served[-1].finished_s == pytest.approx(9 * COSTS.prefill_s(8000, 0))
 
 
 def flood() -> list[TraceRequest]:
     """One tenant sends twice what a node can compute, the other one a fifth of it."""
     service_s = COSTS.prefill_s(4000, 0)
-    requests = [TraceRequest(0, i * service_s / 2, 4000, 1, tenant="flood") for i in range(200)]
-    requests += [TraceRequest(0, i * service_s * 5, 4000, 1, tenant="light") for i in range(20)]
+    requests = [
+        TraceRequest(id="0", arrival_s=i * service_s / 2, input_tokens=4000, output_tokens=1, tenant="flood")
+        for i in range(200)
+    ]
+    requests += [
+        TraceRequest(id="0", arrival_s=i * service_s * 5, input_tokens=4000, output_tokens=1, tenant="light")
+        for i in range(20)
+    ]
     requests.sort(key=lambda request: request.arrival_s)
-    return [dataclasses.replace(request, id=i) for i, request in enumerate(requests)]
+    return [dataclasses.replace(request, id=str(i)) for i, request in enumerate(requests)]
 
 
 def waits_s(fair: bool) -> dict[str, float]:
@@ -133,9 +159,12 @@ def test_tenants_that_want_more_than_there_is_get_the_same_work() -> None:
     requests = []
     for tenant, (load, tokens) in demands.items():
         gap_s = COSTS.prefill_s(tokens, 0) / load
-        requests += [TraceRequest(0, i * gap_s, tokens, 1, tenant=tenant) for i in range(int(60 / gap_s))]
+        requests += [
+            TraceRequest(id="0", arrival_s=i * gap_s, input_tokens=tokens, output_tokens=1, tenant=tenant)
+            for i in range(int(60 / gap_s))
+        ]
     requests.sort(key=lambda request: request.arrival_s)
-    requests = [dataclasses.replace(request, id=i) for i, request in enumerate(requests)]
+    requests = [dataclasses.replace(request, id=str(i)) for i, request in enumerate(requests)]
     work_s = dict.fromkeys(demands, 0.0)
     # Decode nodes enough that there is room for the KV of all that wait.
     for outcome, request in zip(run(ConductorConfig(fair=True), requests, 1, 8).outcomes, requests, strict=True):
@@ -150,7 +179,7 @@ def test_tenants_that_want_more_than_there_is_get_the_same_work() -> None:
 def test_the_decode_instance_looks_again_and_what_it_refuses_is_waste() -> None:
     """Twenty come at once and one may decode; each is alone when it arrives: only the second look sees the others."""
     slo = SLO(1000.0, COSTS.decode_s(1, 3000))
-    requests = [TraceRequest(i, 0.01 * i, 2000, 400) for i in range(20)]
+    requests = [TraceRequest(id=str(i), arrival_s=0.01 * i, input_tokens=2000, output_tokens=400) for i in range(20)]
     late = run(ConductorConfig(admission="baseline", slo=slo), requests)
     completed = [outcome for outcome in late.outcomes if outcome.outcome == "completed"]
     assert late.rejections == {"tbt, after prefill": 20 - len(completed)}
@@ -161,8 +190,10 @@ def test_the_decode_instance_looks_again_and_what_it_refuses_is_waste() -> None:
 def test_early_rejection_refuses_before_prefill_when_decode_load_stands_still() -> None:
     slo = SLO(1000.0, COSTS.decode_s(3, 9000))
     # Three that decode long; then one at a time, when nothing is in prefill.
-    requests = [TraceRequest(i, 0.0, 2000, 2000) for i in range(3)]
-    requests += [TraceRequest(3 + i, 10.0 + i, 2000, 50) for i in range(20)]
+    requests = [TraceRequest(id=str(i), arrival_s=0.0, input_tokens=2000, output_tokens=2000) for i in range(3)]
+    requests += [
+        TraceRequest(id=str(3 + i), arrival_s=10.0 + i, input_tokens=2000, output_tokens=50) for i in range(20)
+    ]
     early, late = (run(ConductorConfig(admission=name, slo=slo), requests) for name in ("early_rejection", "baseline"))
     assert early.rejections == {"tbt": 20}
     assert late.rejections == {"tbt, after prefill": 20}
@@ -173,7 +204,9 @@ def test_a_refusal_says_what_would_have_been_and_when_to_come_again() -> None:
     simulation = Simulation(
         ClusterConfig(1, 1, conductor=ConductorConfig(admission="early_rejection", slo=SLO(1.0, 0.1))), A800
     )
-    refusal = simulation.conductor.schedule(TraceRequest(1, 0.0, 16_000, 10), 0.0)
+    refusal = simulation.conductor.schedule(
+        TraceRequest(id="1", arrival_s=0.0, input_tokens=16_000, output_tokens=10), 0.0
+    )
     assert refusal.reason == "ttft"
     assert refusal.predicted_ttft_s == pytest.approx(COSTS.prefill_s(16_000, 0))
     assert refusal.retry_after_s == pytest.approx(COSTS.prefill_s(16_000, 0) - 1.0)
@@ -185,7 +218,7 @@ def test_every_instance_has_a_load() -> None:
         {"p0": 0.0, "p1": 0.0},
         {"d0": COSTS.decode_s(0, 0) / 0.2, "d1": COSTS.decode_s(0, 0) / 0.2},
     )
-    simulation._arrive(TraceRequest(0, 0.0, 8000, 10), 0.0)
+    simulation._arrive(TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=10), 0.0)
     assert simulation.conductor.loads(0.5)[0]["p0"] == pytest.approx((COSTS.prefill_s(8000, 0) - 0.5) / 10)
 
 
@@ -204,12 +237,24 @@ def test_the_shortest_predicted_outputs_leave_the_waiting_room_first() -> None:
     for turn in range(6):
         for talk, output in ((0, 600), (1, 20)):
             blocks = tuple(100 * talk + i for i in range(1 + turn))
-            requests.append(TraceRequest(0, 100.0 * turn, 512 * (1 + turn), output, blocks))
+            requests.append(
+                TraceRequest(
+                    id="0", arrival_s=100.0 * turn, input_tokens=512 * (1 + turn), output_tokens=output, keys=blocks
+                )
+            )
     # The last turns come while a stranger decodes; the long one comes first.
-    requests.append(TraceRequest(0, 999.0, 512, 100, (9000,)))
+    requests.append(TraceRequest(id="0", arrival_s=999.0, input_tokens=512, output_tokens=100, keys=(9000,)))
     for talk, output in ((0, 600), (1, 20)):
-        requests.append(TraceRequest(0, 1000.0 + talk, 512 * 7, output, tuple(100 * talk + i for i in range(7))))
-    requests = [dataclasses.replace(request, id=i) for i, request in enumerate(requests)]
+        requests.append(
+            TraceRequest(
+                id="0",
+                arrival_s=1000.0 + talk,
+                input_tokens=512 * 7,
+                output_tokens=output,
+                keys=tuple(100 * talk + i for i in range(7)),
+            )
+        )
+    requests = [dataclasses.replace(request, id=str(i)) for i, request in enumerate(requests)]
     started = {
         admission: [outcome.ttft_s for outcome in run(ConductorConfig(admission=admission, slo=slo), requests).outcomes]
         for admission in ("deferred", "shortest_output")
@@ -221,7 +266,7 @@ def test_the_shortest_predicted_outputs_leave_the_waiting_room_first() -> None:
 @pytest.mark.parametrize("admission", ["deferred", "shortest_output"])
 def test_a_request_waits_no_longer_than_its_ttft_allows(admission: str) -> None:
     slo = SLO(2.0, COSTS.decode_s(2, 4000))
-    requests = [TraceRequest(i, 0.05 * i, 1000, 300) for i in range(40)]
+    requests = [TraceRequest(id=str(i), arrival_s=0.05 * i, input_tokens=1000, output_tokens=300) for i in range(40)]
     result = run(ConductorConfig(admission=admission, slo=slo), requests)
     ends = sorted(outcome.finished_s for outcome in result.outcomes if outcome.outcome == "completed")
     for outcome in result.outcomes:

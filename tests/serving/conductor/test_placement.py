@@ -10,8 +10,8 @@ from kvcache.prefix_index import PrefixIndex
 from serving.conductor import ClusterView
 from serving.conductor.errors import ConductorError
 from serving.conductor.placement import Choice, kvcache_centric, placement_policy
+from serving.request import TraceRequest
 from serving.simulator.performance import mooncake_a800
-from serving.workload.requests import TraceRequest
 
 COSTS = mooncake_a800().costs
 
@@ -41,7 +41,7 @@ def view_of(busy_s: list[float], held: list[range]) -> ClusterView:
 
 
 def request_of(blocks: int) -> TraceRequest:
-    return TraceRequest(0, 0.0, blocks * 512, 10, tuple(range(blocks)))
+    return TraceRequest(id="0", arrival_s=0.0, input_tokens=blocks * 512, output_tokens=10, keys=tuple(range(blocks)))
 
 
 def predicted_s(view: ClusterView, request: TraceRequest, i: int, matches: list[int], threshold: float) -> float:

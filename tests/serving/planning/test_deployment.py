@@ -23,7 +23,8 @@ from serving.conductor import SLO
 from serving.planning.confirm import CONFIRMED, REFUTED, at_rate, confirm, sustained_rate
 from serving.planning.deployment import decode_table, plan_performance
 from serving.planning.trace_goal import arrival_dispersion, trace_goal, trace_rps
-from serving.workload.requests import Trace, TraceRequest
+from serving.request import TraceRequest
+from serving.workload.requests import Trace
 from tests.serving.simulator.test_equivalence import compare, random_trace
 
 DEVICES = load_devices()
@@ -73,7 +74,11 @@ def poisson_trace(count: int, rate: float, seed: int = 0, group: int = 1) -> Tra
     rng, now, requests = random.Random(seed), 0.0, []
     for index in range(count):
         now += rng.expovariate(rate / group) if index % group == 0 else 0.0
-        requests.append(TraceRequest(index, now, rng.randint(200, 3000), rng.randint(50, 300)))
+        requests.append(
+            TraceRequest(
+                id=str(index), arrival_s=now, input_tokens=rng.randint(200, 3000), output_tokens=rng.randint(50, 300)
+            )
+        )
     return Trace("poisson", tuple(requests))
 
 
@@ -179,7 +184,10 @@ def test_what_a_trace_demands() -> None:
     assert trace_rps(poisson) == pytest.approx(5.0, rel=0.03)
     assert arrival_dispersion(poisson, 10.0) == pytest.approx(1.0, rel=0.15)
     assert arrival_dispersion(bursts, 10.0) == pytest.approx(4.0, rel=0.2)
-    clock = Trace("clock", tuple(TraceRequest(i, float(i), 10, 10) for i in range(1000)))
+    clock = Trace(
+        "clock",
+        tuple(TraceRequest(id=str(i), arrival_s=float(i), input_tokens=10, output_tokens=10) for i in range(1000)),
+    )
     assert arrival_dispersion(clock, 10.0) == pytest.approx(0.0, abs=1e-3)
     assert arrival_dispersion(clock, 500.0) == 1.0
     slower = at_rate(poisson, 2.5)

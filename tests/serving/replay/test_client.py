@@ -14,7 +14,8 @@ import pytest
 from serving.replay import PromptWriter, Replay, ReplayError, ServerClient, replay
 from serving.replay.client import completion_body
 from serving.replay.scrape import ServerCounters
-from serving.workload.requests import Trace, TraceRequest
+from serving.request import TraceRequest
+from serving.workload.requests import Trace
 
 Said = list[bytes]
 METRICS = (
@@ -65,7 +66,7 @@ def one(script: Said) -> Replay:
 
     async def run(url: str) -> Replay:
         async with ServerClient(url) as client:
-            trace = Trace("one", (TraceRequest(5, 0.0, 4, 3, (0,)),), 4)
+            trace = Trace("one", (TraceRequest(id="5", arrival_s=0.0, input_tokens=4, output_tokens=3, keys=(0,)),), 4)
             return await replay(client, "m", trace, PromptWriter([1, 2, 3], 4))
 
     completions = iter([stream(text(0), "[DONE]"), script])  # the first one is a probe
@@ -86,7 +87,7 @@ def last(tokens: int, cached: int | None = None) -> dict[str, object]:
 def test_a_server_with_running_usage() -> None:
     run = one(stream(text(0, 1), text(1, 3), last(3, 2), "[DONE]"))
     (outcome,) = run.outcomes
-    assert (outcome.id, outcome.outcome, outcome.output_tokens, outcome.hit_tokens) == (5, "completed", 3, 2)
+    assert (outcome.id, outcome.outcome, outcome.output_tokens, outcome.hit_tokens) == ("5", "completed", 3, 2)
     assert run.hits_told
     assert outcome.ttft_s is not None
     assert 0 < outcome.ttft_s < 1
@@ -125,7 +126,7 @@ def test_what_goes_wrong_is_an_outcome_and_a_reason(script: Said, fate: str, tok
 def test_a_server_that_refuses_every_request_is_told_before_the_clock_starts() -> None:
     async def run(url: str) -> None:
         async with ServerClient(url) as client:
-            trace = Trace("one", (TraceRequest(5, 1000.0, 4, 3),), 4)
+            trace = Trace("one", (TraceRequest(id="5", arrival_s=1000.0, input_tokens=4, output_tokens=3),), 4)
             await replay(client, "m", trace, PromptWriter([1, 2, 3], 4))
 
     refusal = answer('{"error": {"message": "no such model"}}', "404 Not Found")

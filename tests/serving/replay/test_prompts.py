@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.replay import PromptWriter, ReplayError, fitting_block_size, rescale
-from serving.workload.requests import Trace, TraceRequest
+from serving.request import TraceRequest
+from serving.workload.requests import Trace
 from serving.workload.synthetic import Lengths, arrivals, prefix_tree
 
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
@@ -24,7 +25,7 @@ def traces(draw: st.DrawFn) -> Trace:
 
 
 @given(traces(), st.integers(3, 512))
-def test_equal_block_ids_are_equal_prefixes_and_others_are_not(trace: Trace, block_size: int) -> None:
+def test_equal_keys_are_equal_prefixes_and_others_are_not(trace: Trace, block_size: int) -> None:
     fitted = rescale(trace, block_size, max_tokens=1 << 20)
     writer = PromptWriter(TEXT, block_size)
     prompts = [writer.prompt(request) for request in fitted.requests]
@@ -32,14 +33,14 @@ def test_equal_block_ids_are_equal_prefixes_and_others_are_not(trace: Trace, blo
     for first, one in zip(fitted.requests, prompts, strict=True):
         for second, other in zip(fitted.requests, prompts, strict=True):
             shared = 0
-            while shared < min(len(first.block_ids), len(second.block_ids)):
-                if first.block_ids[shared] != second.block_ids[shared]:
+            while shared < min(len(first.keys), len(second.keys)):
+                if first.keys[shared] != second.keys[shared]:
                     break
                 shared += 1
             common = min(shared * block_size, len(one), len(other))
             assert one[:common] == other[:common]
             after = common + 3  # three tokens spell a block's id
-            if shared < min(len(first.block_ids), len(second.block_ids)) and after <= min(len(one), len(other)):
+            if shared < min(len(first.keys), len(second.keys)) and after <= min(len(one), len(other)):
                 assert one[:after] != other[:after]
 
 
@@ -54,9 +55,9 @@ def test_the_text_of_a_block_depends_on_its_id_and_the_seed_alone() -> None:
     assert len({tuple(writer.block(block_id, 3)) for block_id in range(9**3)}) == 9**3
 
 
-def test_a_trace_without_block_ids_shares_nothing() -> None:
+def test_a_trace_without_keys_shares_nothing() -> None:
     writer = PromptWriter(TEXT, 8)
-    requests = [TraceRequest(index, 0.0, 20, 1) for index in range(50)]
+    requests = [TraceRequest(id=str(index), arrival_s=0.0, input_tokens=20, output_tokens=1) for index in range(50)]
     assert len({tuple(writer.prompt(request)[:3]) for request in requests}) == 50
 
 
@@ -76,7 +77,7 @@ def test_lengths_shrink_by_one_factor_and_fit(trace: Trace, max_tokens: int) -> 
         assert (after.id, after.arrival_s) == (before.id, before.arrival_s)
         assert after.input_tokens + after.output_tokens <= max_tokens
         assert abs(after.output_tokens - before.output_tokens * size / 512) <= 1
-        assert after.block_ids == before.block_ids[: math.ceil(after.input_tokens / size)]
+        assert after.keys == before.keys[: math.ceil(after.input_tokens / size)]
         whole = before.input_tokens * size / 512
         cut += after.input_tokens < math.floor(whole)
         assert after.input_tokens <= math.ceil(whole)
@@ -85,13 +86,19 @@ def test_lengths_shrink_by_one_factor_and_fit(trace: Trace, max_tokens: int) -> 
 
 
 def test_what_fits_already_stays_as_it_is() -> None:
-    trace = Trace("whole", (TraceRequest(0, 0.0, 700, 9, (4, 5)), TraceRequest(1, 2.5, 20, 1, (6,))))
+    trace = Trace(
+        "whole",
+        (
+            TraceRequest(id="0", arrival_s=0.0, input_tokens=700, output_tokens=9, keys=(4, 5)),
+            TraceRequest(id="1", arrival_s=2.5, input_tokens=20, output_tokens=1, keys=(6,)),
+        ),
+    )
     assert fitting_block_size(trace, 1024) == 512
     assert rescale(trace, 512, 1024) == trace
 
 
 def test_an_output_that_leaves_no_room_for_a_prompt_is_refused() -> None:
-    trace = Trace("long", (TraceRequest(3, 0.0, 700, 2000, (4, 5)),))
+    trace = Trace("long", (TraceRequest(id="3", arrival_s=0.0, input_tokens=700, output_tokens=2000, keys=(4, 5)),))
     with pytest.raises(ReplayError, match="Request 3 generates 500 tokens at this scale, and the model takes 256"):
         rescale(trace, 128, 256)
     assert rescale(trace, fitting_block_size(trace, 256), 256).requests[0].output_tokens < 256
@@ -99,4 +106,4 @@ def test_an_output_that_leaves_no_room_for_a_prompt_is_refused() -> None:
 
 def test_an_empty_block_size_is_refused() -> None:
     with pytest.raises(ReplayError, match="Blocks of 0 tokens"):
-        rescale(Trace("x", (TraceRequest(0, 0.0, 10, 1),)), 0, 100)
+        rescale(Trace("x", (TraceRequest(id="0", arrival_s=0.0, input_tokens=10, output_tokens=1),)), 0, 100)

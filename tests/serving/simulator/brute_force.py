@@ -7,9 +7,9 @@ import dataclasses
 import heapq
 import itertools
 
+from serving.request import TraceRequest
 from serving.simulator.performance import Performance
 from serving.workload.outcomes import tbt_s
-from serving.workload.requests import TraceRequest
 
 
 @dataclasses.dataclass
@@ -65,7 +65,7 @@ class BruteForce:
         return jobs
 
     def match(self, node: Node, request: TraceRequest) -> int:
-        held = list(itertools.takewhile(node.cache.__contains__, request.block_ids))
+        held = list(itertools.takewhile(node.cache.__contains__, request.keys))
         return min(len(held) * self.size, request.input_tokens - 1)
 
     def touch(self, node: Node, blocks: tuple[int, ...]) -> None:
@@ -89,7 +89,7 @@ class BruteForce:
         if source is not None:
             pulled = job.reused - self.match(node, request)
             job.pulled_s = self.transfer(self.prefill[source], node, now, pulled)
-        self.touch(node, request.block_ids)
+        self.touch(node, request.keys)
         self.decode[job.decode].assigned.append(job)
         node.queue.append(job)
         if not node.active:

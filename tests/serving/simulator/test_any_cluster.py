@@ -102,7 +102,7 @@ def check_leftovers(simulation: Simulation, trace: Trace) -> None:
     assert (conductor.in_flight, conductor.deferred, conductor.occupancy.running) == (0, 0, 0)
     assert not any(conductor._decoding)
     caches = [*simulation.cluster.caches, *([simulation.cluster.store.cache] if simulation.cluster.store else [])]
-    blocks = {block for request in trace.requests for block in request.block_ids}
+    blocks = {block for request in trace.requests for block in request.keys}
     known = sum(simulation.cluster.view.directory.holders(block).bit_count() for block in blocks)
     assert sum(len(cache) for cache in caches) == known
 

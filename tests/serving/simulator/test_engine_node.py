@@ -12,6 +12,7 @@ from model.transformer import Transformer
 from serving.conductor import ConductorConfig
 from serving.engine import EngineConfig, RequestRefusedError
 from serving.engine.build import build_engine
+from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.simulator.errors import SimulatorError
@@ -20,7 +21,7 @@ from serving.simulator.simulation import Simulation
 from serving.simulator.steps import EngineModel, StepModel, StepWork
 from serving.workload.outcomes import COMPLETED, tbt_s
 from serving.workload.prompts import prompt_tokens
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 from tests.serving.simulator.test_equivalence import SIZE, random_trace
 
 TINY = ModelConfig.from_hf(
@@ -70,7 +71,9 @@ def test_every_step_is_the_one_that_the_engine_computes(pages: int, preempts: bo
     rng = np.random.default_rng(pages)
     texts = rng.integers(3, 97, (6, 128))
     coming = [
-        engine_request(i, texts[rng.integers(6), : rng.integers(1, 80)].tolist(), int(rng.integers(1, 25)), float(i))
+        engine_request(
+            str(i), texts[rng.integers(6), : rng.integers(1, 80)].tolist(), int(rng.integers(1, 25)), float(i)
+        )
         for i in range(40)
     ]
     finished = 0
@@ -108,8 +111,8 @@ def serve_step_by_step(trace: Trace, model: EngineModel) -> list[tuple[float, fl
         assert work is not None
         now += model.steps.seconds(work)
         for progress in dry.complete():
-            stamps[int(progress.request_id)].append(now)
-            hits[int(progress.request_id)] = progress.cached_tokens
+            stamps[progress.request_id].append(now)
+            hits[progress.request_id] = progress.cached_tokens
     result = []
     for r in trace.requests:
         gaps = np.diff(stamps[r.id]).tolist()
@@ -123,7 +126,7 @@ def test_runs_of_steps_equal_single_steps(seed: int) -> None:
     trace = random_trace(rng, 60, rng.choice([5.0, 30.0, 200.0]))
     requests = tuple(
         dataclasses.replace(
-            r, input_tokens=min(r.input_tokens, 900), block_ids=r.block_ids[: -(-min(r.input_tokens, 900) // SIZE)]
+            r, input_tokens=min(r.input_tokens, 900), keys=r.keys[: -(-min(r.input_tokens, 900) // SIZE)]
         )
         for r in trace.requests
     )
@@ -153,9 +156,7 @@ def noisy(model: EngineModel, decode: tuple[float, ...], prefill: tuple[float, .
 def test_noise_of_one_factor_is_a_slower_engine() -> None:
     """Drawn steps pass through the same events as even ones, interruptions and stalls included."""
     trace = random_trace(random.Random(3), 80, 40.0)
-    requests = tuple(
-        dataclasses.replace(r, input_tokens=min(r.input_tokens, 700), block_ids=()) for r in trace.requests
-    )
+    requests = tuple(dataclasses.replace(r, input_tokens=min(r.input_tokens, 700), keys=()) for r in trace.requests)
     trace = dataclasses.replace(trace, requests=requests)
     model = engine_model(page_size=16, num_pages=1000, max_batch=8, token_budget=64, max_model_len=4096)
     steps = StepModel(
@@ -180,7 +181,7 @@ def test_steps_scatter_as_they_were_measured() -> None:
     model = engine_model(num_pages=4000, max_model_len=32_768)
     model = dataclasses.replace(model, steps=dataclasses.replace(model.steps, decode_token=0.0))
     model = noisy(model, (*[1.0] * 18, 3.0, 5.0), (1.0,))
-    trace = Trace("one", (TraceRequest(0, 0.0, 20, 20_000),))
+    trace = Trace("one", (TraceRequest(id="0", arrival_s=0.0, input_tokens=20, output_tokens=20_000),))
 
     def tbt(seed: int) -> float:
         config = ClusterConfig(0, 0, coupled=1, conductor=ConductorConfig(seed=seed))
@@ -194,7 +195,10 @@ def test_steps_scatter_as_they_were_measured() -> None:
 
 def test_decoding_alone_is_one_event_whatever_its_length() -> None:
     model = engine_model(num_pages=1000, max_model_len=4096)
-    requests = (TraceRequest(0, 0.0, 100, 2000), TraceRequest(1, 0.0, 50, 3000))
+    requests = (
+        TraceRequest(id="0", arrival_s=0.0, input_tokens=100, output_tokens=2000),
+        TraceRequest(id="1", arrival_s=0.0, input_tokens=50, output_tokens=3000),
+    )
     result = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(model)).run(Trace("two", requests))
     assert all(outcome.outcome == COMPLETED for outcome in result.outcomes)
     # Two arrivals, one waking, seven chunks of at most 24 tokens, two runs of decode steps.
@@ -214,7 +218,9 @@ def test_engines_behind_one_conductor_share_nothing_and_lose_nothing() -> None:
 
 def test_an_engine_without_work_is_empty() -> None:
     simulation = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(engine_model(max_model_len=128)))
-    requests = tuple(TraceRequest(i, 0.01 * i, 5 + i, 1 + i) for i in range(30))
+    requests = tuple(
+        TraceRequest(id=str(i), arrival_s=0.01 * i, input_tokens=5 + i, output_tokens=1 + i) for i in range(30)
+    )
     simulation.run(Trace("short", requests))
     node = simulation.cluster.decode[0]
     assert (node.assigned, node.assigned_tokens, node.present, node.present_tokens) == (0, 0, 0, 0)
@@ -233,19 +239,27 @@ def test_a_shape_that_was_not_measured_is_an_error() -> None:
 
 
 def test_prompts_share_exactly_what_their_blocks_share() -> None:
-    one = prompt_tokens(TraceRequest(0, 0.0, 20, 1, (7, 8, 9)), 8)
-    two = prompt_tokens(TraceRequest(1, 0.0, 18, 1, (7, 8, 4)), 8)
+    one = prompt_tokens(TraceRequest(id="0", arrival_s=0.0, input_tokens=20, output_tokens=1, keys=(7, 8, 9)), 8)
+    two = prompt_tokens(TraceRequest(id="1", arrival_s=0.0, input_tokens=18, output_tokens=1, keys=(7, 8, 4)), 8)
     assert len(one) == 20
     assert one[:16] == two[:16]
     assert one[16:18] != two[16:18]
-    assert prompt_tokens(TraceRequest(0, 0.0, 20, 1), 8) != prompt_tokens(TraceRequest(1, 0.0, 20, 1), 8)
+    assert prompt_tokens(TraceRequest(id="0", arrival_s=0.0, input_tokens=20, output_tokens=1), 8) != prompt_tokens(
+        TraceRequest(id="1", arrival_s=0.0, input_tokens=20, output_tokens=1), 8
+    )
 
 
 def test_what_the_engine_refuses_the_simulator_rejects() -> None:
     for model in (engine_model(), engine_model(num_pages=9)):
         requests = []
         for prompt, outputs in ((1, 1), (100, 28), (100, 29), (129, 1), (128, 1), (72, 1), (72, 2), (73, 1), (60, 13)):
-            request = TraceRequest(len(requests), len(requests) * 9.0, prompt, outputs, ())
+            request = TraceRequest(
+                id=str(len(requests)),
+                arrival_s=len(requests) * 9.0,
+                input_tokens=prompt,
+                output_tokens=outputs,
+                keys=(),
+            )
             requests.append(request)
             try:
                 DryEngine(model).add(engine_request(request.id, [5] * prompt, outputs, 0.0))

@@ -6,11 +6,12 @@ import random
 import pytest
 
 from serving.conductor import ConductorConfig
+from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.performance import Performance, mooncake_a800
 from serving.simulator.simulation import Simulation
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 from tests.serving.simulator.brute_force import BruteForce, tbt
 
 SIZE = 64
@@ -29,7 +30,9 @@ def random_trace(rng: random.Random, count: int, rate: float) -> Trace:
         path = (*shared, *(next(fresh) for _ in range(-(-tokens // SIZE) - len(shared))))
         paths.append(path[:full])
         output = rng.choice([1, 2, 3, rng.randint(4, 20), rng.randint(20, 120)])
-        requests.append(TraceRequest(index, now, tokens, output, path))
+        requests.append(
+            TraceRequest(id=str(index), arrival_s=now, input_tokens=tokens, output_tokens=output, keys=path)
+        )
     return Trace("random", tuple(requests), SIZE)
 
 

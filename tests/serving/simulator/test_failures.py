@@ -7,12 +7,13 @@ import random
 import pytest
 
 from serving.conductor import ConductorConfig
+from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.performance import Performance, mooncake_a800
 from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation
 from serving.workload.outcomes import tbt_s
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 from tests.serving.simulator.test_equivalence import SIZE, random_trace
 
 A800 = mooncake_a800()
@@ -39,7 +40,7 @@ def handover_s(tokens: int, started_s: float, ended_s: float) -> float:
 
 def test_a_decode_node_dies_and_the_request_goes_on_from_its_last_token() -> None:
     blocks = tuple(range(16))
-    request = TraceRequest(0, 0.0, 1000, 200, blocks)
+    request = TraceRequest(id="0", arrival_s=0.0, input_tokens=1000, output_tokens=200, keys=blocks)
     dies_s = 3.0
     result = run(ClusterConfig(1, 2, failures=((dies_s, 1),)), request)
     first_s = COSTS.prefill_s(1000, 0)
@@ -62,7 +63,10 @@ def test_a_decode_node_dies_and_the_request_goes_on_from_its_last_token() -> Non
 
 
 def test_a_prefill_node_dies_at_work() -> None:
-    result = run(ClusterConfig(2, 1, failures=((0.4, 0),)), TraceRequest(0, 0.0, 8000, 1, tuple(range(125))))
+    result = run(
+        ClusterConfig(2, 1, failures=((0.4, 0),)),
+        TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=1, keys=tuple(range(125))),
+    )
     (outcome,) = result.outcomes
     assert outcome.prefill == "p1"
     assert outcome.ttft_s == pytest.approx(0.4 + COSTS.prefill_s(8000, 0))
@@ -70,7 +74,10 @@ def test_a_prefill_node_dies_at_work() -> None:
 
 
 def test_a_decode_node_dies_before_the_prefill_is_done() -> None:
-    result = run(ClusterConfig(1, 2, failures=((0.4, 1),)), TraceRequest(0, 0.0, 8000, 20, tuple(range(125))))
+    result = run(
+        ClusterConfig(1, 2, failures=((0.4, 1),)),
+        TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=20, keys=tuple(range(125))),
+    )
     (outcome,) = result.outcomes
     ended_s = COSTS.prefill_s(8000, 0)
     assert (outcome.decode, result.reruns, result.wasted_prefill_s) == ("d1", 0, 0.0)
@@ -83,7 +90,7 @@ def slow_network() -> Performance:
 
 def test_kv_on_its_way_dies_with_its_sender() -> None:
     """8,000 tokens take 2.6 s at 1 GB/s, and prefill ends after 1 s."""
-    request = TraceRequest(0, 0.0, 8000, 20, tuple(range(125)))
+    request = TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=20, keys=tuple(range(125)))
     result = run(ClusterConfig(2, 1, failures=((2.0, 0),)), request, performance=slow_network())
     (outcome,) = result.outcomes
     ended_s = COSTS.prefill_s(8000, 0)
@@ -99,7 +106,7 @@ def test_kv_on_its_way_dies_with_its_sender() -> None:
 
 
 def test_kv_on_its_way_is_sent_again_when_its_receiver_dies() -> None:
-    request = TraceRequest(0, 0.0, 8000, 20, tuple(range(125)))
+    request = TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=20, keys=tuple(range(125)))
     result = run(ClusterConfig(1, 2, failures=((2.0, 1),)), request, performance=slow_network())
     (outcome,) = result.outcomes
     assert (outcome.decode, result.reruns, result.wasted_prefill_s) == ("d1", 0, 0.0)
@@ -112,10 +119,10 @@ def test_a_pull_whose_source_dies_is_computed_instead() -> None:
     """p0 holds the prefix and is busy; its NIC is slow, so p1 still pulls when p0 dies."""
     blocks = tuple(range(100))
     requests = (
-        TraceRequest(0, 0.0, 100 * SIZE, 1, blocks),
-        TraceRequest(1, 3.0, 100, 1),
-        TraceRequest(2, 5.0, 120_000, 1),
-        TraceRequest(3, 5.1, 100 * SIZE + 10, 1, (*blocks, 5000)),
+        TraceRequest(id="0", arrival_s=0.0, input_tokens=100 * SIZE, output_tokens=1, keys=blocks),
+        TraceRequest(id="1", arrival_s=3.0, input_tokens=100, output_tokens=1),
+        TraceRequest(id="2", arrival_s=5.0, input_tokens=120_000, output_tokens=1),
+        TraceRequest(id="3", arrival_s=5.1, input_tokens=100 * SIZE + 10, output_tokens=1, keys=(*blocks, 5000)),
     )
     performance = mooncake_a800(bandwidth=3e9)
     whole = run(ClusterConfig(2, 1), *requests, performance=performance)
@@ -166,12 +173,12 @@ def test_everything_is_completed_once_while_nodes_come_and_go(seed: int) -> None
     assert simulation.conductor.occupancy.running == 0
     held = sum(len(cache) for cache in simulation.cluster.caches)
     directory = simulation.cluster.view.directory
-    blocks = {block for request in trace.requests for block in request.block_ids}
+    blocks = {block for request in trace.requests for block in request.keys}
     assert held == sum(directory.holders(block).bit_count() for block in blocks)
 
 
 def test_only_nodes_that_are_up_are_paid() -> None:
-    request = TraceRequest(0, 0.0, 1000, 100)
+    request = TraceRequest(id="0", arrival_s=0.0, input_tokens=1000, output_tokens=100)
     config = ClusterConfig(2, 2, failures=((1.0, 0), (2.0, 0), (2.5, 0)), joins=((1.5, 0), (2.0, 3)))
     result = run(config, request)
     end_s = result.outcomes[0].finished_s
@@ -181,7 +188,7 @@ def test_only_nodes_that_are_up_are_paid() -> None:
 
 
 def test_what_streams_and_finds_no_place_has_failed() -> None:
-    request = TraceRequest(0, 0.0, 1000, 100)
+    request = TraceRequest(id="0", arrival_s=0.0, input_tokens=1000, output_tokens=100)
     (outcome,) = run(ClusterConfig(1, 1, failures=((1.0, 1),)), request).outcomes
     assert outcome.outcome == "failed"
     assert 1 < outcome.output_tokens < 100

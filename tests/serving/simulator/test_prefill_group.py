@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from serving.conductor import ConductorConfig, RoleConfig
 from serving.conductor.errors import ConductorError
 from serving.conductor.pipeline import PipelineTimeModel
+from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
 from serving.simulator.nodes import Nic, transfer
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 from tests.serving.simulator.test_equivalence import SIZE, random_trace
 
 A800 = mooncake_a800()
@@ -79,7 +80,14 @@ def test_prompts_follow_each_other_through_the_stages(seed: int) -> None:
     stages, now, requests = rng.randint(2, 4), 0.0, []
     for index in range(60):
         now += rng.expovariate(1.0)
-        requests.append(TraceRequest(index, now, rng.choice([100, 4000, 30_000, rng.randint(1, 100_000)]), 1))
+        requests.append(
+            TraceRequest(
+                id=str(index),
+                arrival_s=now,
+                input_tokens=rng.choice([100, 4000, 30_000, rng.randint(1, 100_000)]),
+                output_tokens=1,
+            )
+        )
     chunk = rng.choice([1000, 8192])
     result = simulate(Trace("t", tuple(requests)), ClusterConfig(stages, 1, cpp=stages, prefill_chunk=chunk))
     model = A800.group(stages, chunk)
@@ -95,7 +103,7 @@ def test_groups_win_on_long_prompts_at_low_load_and_lose_device_time() -> None:
     rng, now, requests = random.Random(3), 0.0, []
     for index in range(200):
         now += rng.expovariate(0.05)
-        requests.append(TraceRequest(index, now, 100_000, 1))
+        requests.append(TraceRequest(id=str(index), arrival_s=now, input_tokens=100_000, output_tokens=1))
     trace = Trace("long", tuple(requests))
     alone, grouped = simulate(trace, ClusterConfig(4, 1)), simulate(trace, ClusterConfig(4, 1, cpp=4))
     mean_s = [sum(o.ttft_s for o in result.outcomes) / 200 for result in (alone, grouped)]
@@ -134,13 +142,16 @@ def test_nothing_is_left_behind_when_groups_die(seed: int) -> None:
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
     assert all(side.assigned == side.present == 0 for side in simulation.cluster.decode)
     held = sum(len(cache) for cache in simulation.cluster.caches)
-    blocks = {block for request in trace.requests for block in request.block_ids}
+    blocks = {block for request in trace.requests for block in request.keys}
     assert held == sum(simulation.cluster.view.directory.holders(block).bit_count() for block in blocks)
 
 
 def test_a_group_has_the_memory_and_the_price_of_its_nodes() -> None:
     blocks = tuple(range(30))
-    requests = tuple(TraceRequest(i, 10.0 * i, 30 * SIZE, 1, blocks) for i in range(2))
+    requests = tuple(
+        TraceRequest(id=str(i), arrival_s=10.0 * i, input_tokens=30 * SIZE, output_tokens=1, keys=blocks)
+        for i in range(2)
+    )
     trace = Trace("twice", requests, SIZE)
     alone = simulate(trace, ClusterConfig(2, 1, host_blocks=20))
     grouped = simulate(trace, ClusterConfig(2, 1, host_blocks=20, cpp=2))

@@ -9,10 +9,11 @@ from serving.conductor import ConductorConfig
 from serving.conductor.admission import ADMISSIONS
 from serving.conductor.estimators import TimeEstimator
 from serving.conductor.placement import PLACEMENTS
+from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.simulation import Simulation
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 from tests.serving.simulator.test_equivalence import random_trace
 
 
@@ -24,7 +25,7 @@ def test_mean_wait_is_that_of_m_d_1(load: float) -> None:
     now, requests = 0.0, []
     for index in range(60_000):
         now += rng.expovariate(load / service_s)
-        requests.append(TraceRequest(index, now, 4096, 1))
+        requests.append(TraceRequest(id=str(index), arrival_s=now, input_tokens=4096, output_tokens=1))
     result = Simulation(ClusterConfig(1, 1), performance).run(Trace("poisson", tuple(requests)))
     waits = [outcome.ttft_s - service_s for outcome in result.outcomes if outcome.ttft_s is not None]
     # Pollaczek-Khinchine with constant service; 60,000 arrivals leave a few per cent of noise at load 0.8.
@@ -58,7 +59,7 @@ def test_nothing_is_left_in_the_cluster_after_a_run() -> None:
     held = sum(len(cache) for cache in simulation.cluster.caches)
     counted = sum(
         simulation.cluster.view.directory.holders(block).bit_count()
-        for block in {block for request in trace.requests for block in request.block_ids}
+        for block in {block for request in trace.requests for block in request.keys}
     )
     assert held == counted <= 300
 

@@ -5,12 +5,13 @@ import random
 import pytest
 
 from serving.conductor import ConductorConfig
+from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 from tests.serving.simulator.test_equivalence import SIZE, random_trace
 
 A800 = mooncake_a800()
@@ -23,7 +24,10 @@ def run(config: ClusterConfig, *requests: TraceRequest) -> SimulationResult:
 
 
 def test_what_was_written_through_survives_its_node() -> None:
-    requests = [TraceRequest(i, 20.0 * i, 100 * SIZE, 1, BLOCKS) for i in range(2)]
+    requests = [
+        TraceRequest(id=str(i), arrival_s=20.0 * i, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS)
+        for i in range(2)
+    ]
     config = ClusterConfig(2, 1, failures=((10.0, 0),), store_blocks=1000)
     result = run(config, *requests)
     assert [outcome.prefill for outcome in result.outcomes] == ["p0", "p1"]
@@ -34,7 +38,10 @@ def test_what_was_written_through_survives_its_node() -> None:
 
 
 def test_without_memory_of_their_own_nodes_still_pull_from_the_store() -> None:
-    requests = [TraceRequest(i, 20.0 * i, 100 * SIZE, 1, BLOCKS) for i in range(3)]
+    requests = [
+        TraceRequest(id=str(i), arrival_s=20.0 * i, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS)
+        for i in range(3)
+    ]
     assert run(ClusterConfig(1, 1, host_blocks=0, store_blocks=1000), *requests).hits_by_tier["store"] == 2 * (
         100 * SIZE - 1
     )
@@ -42,12 +49,15 @@ def test_without_memory_of_their_own_nodes_still_pull_from_the_store() -> None:
 
 
 def test_the_store_is_written_once_and_forgets_when_it_is_full() -> None:
-    requests = [TraceRequest(i, 20.0 * i, 100 * SIZE, 1, BLOCKS) for i in range(3)]
+    requests = [
+        TraceRequest(id=str(i), arrival_s=20.0 * i, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS)
+        for i in range(3)
+    ]
     simulation = Simulation(ClusterConfig(2, 1, store_blocks=1000), A800)
     simulation.run(Trace("t", tuple(requests), SIZE))
     assert simulation.cluster.store is not None
     assert simulation.cluster.store.written_tokens == 100 * SIZE
-    other = TraceRequest(1, 20.0, 60 * SIZE, 1, tuple(range(500, 560)))
+    other = TraceRequest(id="1", arrival_s=20.0, input_tokens=60 * SIZE, output_tokens=1, keys=tuple(range(500, 560)))
     small = run(ClusterConfig(1, 1, host_blocks=0, store_blocks=100), requests[0], other, requests[2])
     # The least recently used go first, and of those the end of the prompt.
     assert small.outcomes[2].hit_tokens == 40 * SIZE
@@ -55,7 +65,10 @@ def test_the_store_is_written_once_and_forgets_when_it_is_full() -> None:
 
 def test_writes_take_the_network_of_their_node_behind_what_decode_waits_for() -> None:
     slow = mooncake_a800(bandwidth=1e9)
-    requests = (TraceRequest(0, 0.0, 100 * SIZE, 10, BLOCKS), TraceRequest(1, 0.9, 100, 10))
+    requests = (
+        TraceRequest(id="0", arrival_s=0.0, input_tokens=100 * SIZE, output_tokens=10, keys=BLOCKS),
+        TraceRequest(id="1", arrival_s=0.9, input_tokens=100, output_tokens=10),
+    )
     ends = []
     for store_blocks in (0, 1000):
         simulation = Simulation(ClusterConfig(1, 2, store_blocks=store_blocks, store_nics=1), slow)
@@ -68,12 +81,12 @@ def test_writes_take_the_network_of_their_node_behind_what_decode_waits_for() ->
 def test_a_peer_reads_its_ssd_before_it_sends() -> None:
     """The prefix left p0's memory for its SSD; p1 pulls it, at the speed of the SSD."""
     requests = (
-        TraceRequest(0, 0.0, 100 * SIZE, 1, BLOCKS),
-        TraceRequest(1, 5.0, 100, 1),
-        TraceRequest(2, 10.0, 100 * SIZE, 1, tuple(range(200, 300))),
-        TraceRequest(3, 15.0, 100, 1),
-        TraceRequest(4, 20.0, 40_000, 1),
-        TraceRequest(5, 20.0, 100 * SIZE, 1, BLOCKS),
+        TraceRequest(id="0", arrival_s=0.0, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS),
+        TraceRequest(id="1", arrival_s=5.0, input_tokens=100, output_tokens=1),
+        TraceRequest(id="2", arrival_s=10.0, input_tokens=100 * SIZE, output_tokens=1, keys=tuple(range(200, 300))),
+        TraceRequest(id="3", arrival_s=15.0, input_tokens=100, output_tokens=1),
+        TraceRequest(id="4", arrival_s=20.0, input_tokens=40_000, output_tokens=1),
+        TraceRequest(id="5", arrival_s=20.0, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS),
     )
     config = ClusterConfig(2, 1, host_blocks=100, ssd_blocks=1000)
     outcome = run(config, *requests).outcomes[5]
@@ -115,7 +128,7 @@ def test_the_directory_knows_what_is_on_which_ssd(seed: int) -> None:
     simulation.run(trace)
     directory = simulation.cluster.view.directory
     on_ssd = 0
-    for block in {block for request in trace.requests for block in request.block_ids}:
+    for block in {block for request in trace.requests for block in request.keys}:
         for node, cache in enumerate(simulation.cluster.caches[:3]):
             assert directory.holders(block, tier=1) >> node & 1 == cache.on_ssd([block])
             on_ssd += cache.on_ssd([block])

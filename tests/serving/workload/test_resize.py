@@ -2,17 +2,24 @@
 
 import pytest
 
+from serving.request import TraceRequest
 from serving.workload.errors import TraceError
-from serving.workload.requests import Trace, TraceRequest
+from serving.workload.requests import Trace
 from serving.workload.resize import shrink
 
-TRACE = Trace("t", (TraceRequest(0, 0.0, 1000, 100, (1, 2)), TraceRequest(1, 2.0, 513, 1, (1, 3))))
+TRACE = Trace(
+    "t",
+    (
+        TraceRequest(id="0", arrival_s=0.0, input_tokens=1000, output_tokens=100, keys=(1, 2)),
+        TraceRequest(id="1", arrival_s=2.0, input_tokens=513, output_tokens=1, keys=(1, 3)),
+    ),
+)
 
 
 def test_blocks_prompts_and_outputs_shrink_alike() -> None:
     small = shrink(TRACE, 32)
     assert small.block_size == 16
-    assert [(r.input_tokens, r.output_tokens, r.block_ids) for r in small.requests] == [
+    assert [(r.input_tokens, r.output_tokens, r.keys) for r in small.requests] == [
         (32, 3, (1, 2)),
         (17, 1, (1, 3)),
     ]

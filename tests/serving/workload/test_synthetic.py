@@ -16,9 +16,9 @@ def unlimited_hit_rate(trace: Trace) -> float:
     seen: set[int] = set()
     hits = total = 0
     for request in trace.requests:
-        hits += sum(block in seen for block in request.block_ids)
-        total += len(request.block_ids)
-        seen.update(request.block_ids)
+        hits += sum(block in seen for block in request.keys)
+        total += len(request.keys)
+        seen.update(request.keys)
     return hits / total
 
 
@@ -62,14 +62,14 @@ def test_chats_repeat_their_history() -> None:
     trace = make_chat()
     assert trace == make_chat()
     assert trace != make_chat(seed=1)
-    assert [request.id for request in trace.requests] == list(range(len(trace.requests)))
+    assert [request.id for request in trace.requests] == [str(i) for i in range(len(trace.requests))]
     for request in trace.requests:
-        assert len(request.block_ids) == -(-request.input_tokens // trace.block_size)
+        assert len(request.keys) == -(-request.input_tokens // trace.block_size)
     # An id stands for a whole prefix: wherever it appears, the same ids come before it.
     before: dict[int, tuple[int, ...]] = {}
     for request in trace.requests:
-        for position, block in enumerate(request.block_ids):
-            assert before.setdefault(block, request.block_ids[:position]) == request.block_ids[:position]
+        for position, block in enumerate(request.keys):
+            assert before.setdefault(block, request.keys[:position]) == request.keys[:position]
     assert 0.3 < unlimited_hit_rate(trace) < 0.95
 
 
@@ -79,10 +79,10 @@ def test_written_traces_are_read_back(tmp_path: pathlib.Path) -> None:
     back = read_trace(tmp_path / "chat.jsonl")
     origin = round(trace.requests[0].arrival_s, 3)
     for ours, theirs in zip(trace.requests, back.requests, strict=True):
-        assert (ours.input_tokens, ours.output_tokens, ours.block_ids) == (
+        assert (ours.input_tokens, ours.output_tokens, ours.keys) == (
             theirs.input_tokens,
             theirs.output_tokens,
-            theirs.block_ids,
+            theirs.keys,
         )
         assert ours.arrival_s - origin == pytest.approx(theirs.arrival_s, abs=2e-3)
 
@@ -123,11 +123,11 @@ def test_documents_are_asked_for_by_popularity() -> None:
     trace = documents(
         20_000, rate=5.0, count=50, zipf=1.0, document=Lengths(2048), question=Lengths(300), answer=Lengths(9), seed=3
     )
-    asked = np.unique([request.block_ids[0] for request in trace.requests], return_counts=True)[1]
+    asked = np.unique([request.keys[0] for request in trace.requests], return_counts=True)[1]
     shares = 1 / np.arange(1, 51)
     np.testing.assert_allclose(asked / 20_000, shares / shares.sum(), atol=0.01)
-    assert {(r.input_tokens, r.output_tokens, len(r.block_ids)) for r in trace.requests} == {(2348, 9, 5)}
-    assert len({request.block_ids[-1] for request in trace.requests}) == 20_000
+    assert {(r.input_tokens, r.output_tokens, len(r.keys)) for r in trace.requests} == {(2348, 9, 5)}
+    assert len({request.keys[-1] for request in trace.requests}) == 20_000
     assert trace.duration_s == pytest.approx(4000, rel=0.05)
     with pytest.raises(TraceError, match="zipf -1"):
         documents(1, rate=1, count=1, zipf=-1, document=Lengths(9), question=Lengths(9), answer=Lengths(9), seed=0)

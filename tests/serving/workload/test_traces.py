@@ -21,9 +21,9 @@ def write(folder: pathlib.Path, *lines: str | dict[str, object]) -> pathlib.Path
 def test_mooncake_lines_and_aliases(tmp_path: pathlib.Path) -> None:
     alias = {"arrived_at": 4.5, "input_tokens": 9, "output_tokens": 2, "tenant": "a", "priority": 1}
     first, second = read_trace(write(tmp_path, LINE, "", alias)).requests
-    assert (first.arrival_s, first.input_tokens, first.output_tokens, first.block_ids) == (0, 700, 5, (0, 7))
+    assert (first.arrival_s, first.input_tokens, first.output_tokens, first.keys) == (0, 700, 5, (0, 7))
     assert (second.arrival_s, second.input_tokens, second.tenant, second.priority) == (1.5, 9, "a", 1)
-    assert second.block_ids == ()
+    assert second.keys == ()
 
 
 def test_csv_with_a_header(tmp_path: pathlib.Path) -> None:
@@ -78,7 +78,7 @@ def test_odd_requests_are_handled_and_said(tmp_path: pathlib.Path) -> None:
 def test_speed_slice_and_jitter(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path, *({**LINE, "timestamp": 3000 * (index // 10)} for index in range(50)))
     sliced = read_trace(path, start=20, limit=20, speed=2.0)
-    assert [r.id for r in sliced.requests] == list(range(20, 40))
+    assert [r.id for r in sliced.requests] == [str(i) for i in range(20, 40)]
     assert {r.arrival_s for r in sliced.requests} == {0.0, 1.5}
     spread = read_trace(path, jitter_s=3.0, seed=1)
     assert spread == read_trace(path, jitter_s=3.0, seed=1)
@@ -90,6 +90,6 @@ def test_speed_slice_and_jitter(tmp_path: pathlib.Path) -> None:
 def test_the_public_traces(conversation_trace: pathlib.Path, azure_trace: pathlib.Path) -> None:
     conversation = read_trace(conversation_trace)
     assert len(conversation.requests) == 12031
-    assert sum(len(r.block_ids) for r in conversation.requests) == 288_500
-    assert all(len(r.block_ids) == -(-r.input_tokens // 512) for r in conversation.requests)
+    assert sum(len(r.keys) for r in conversation.requests) == 288_500
+    assert all(len(r.keys) == -(-r.input_tokens // 512) for r in conversation.requests)
     assert len(read_trace(azure_trace).requests) == 19366
