@@ -1,4 +1,4 @@
-"""Shapes of published models by name, for planning, simulation and benchmarks without their weights."""
+"""Shapes of published models by name, for planning, simulation and benchmarks without their weights. No JAX here."""
 
 from model.config import ModelConfig, RopeConfig
 
@@ -20,6 +20,7 @@ def _config(
 PRESETS: dict[str, ModelConfig] = {
     # The model of the CPU benchmarks: small enough for two cores, large enough to be bound by memory.
     "bench-58m": _config("llama", 32_000, 512, 8, (8, 4, 64), 1536, max_position_embeddings=4096),
+    "llama-13b": _config("llama", 32_000, 5120, 40, (40, 40, 128), 13_824),
     "llama-33b": _config("llama", 32_000, 6656, 60, (52, 52, 128), 17_920),
     "llama-65b": _config("llama", 32_000, 8192, 80, (64, 64, 128), 22_016, rms_norm_eps=1e-5),
     "llama2-7b": _config(
@@ -144,6 +145,20 @@ PRESETS: dict[str, ModelConfig] = {
         num_experts=128,
         experts_per_token=8,
         moe_intermediate_size=768,
+    ),
+    "qwen3-235b-a22b": _config(
+        "qwen3_moe",
+        151_936,
+        4096,
+        94,
+        (64, 4, 128),
+        12_288,
+        rope=_QWEN_ROPE,
+        max_position_embeddings=40_960,
+        qk_norm=True,
+        num_experts=128,
+        experts_per_token=8,
+        moe_intermediate_size=1536,
     ),
 }
 

@@ -8,17 +8,6 @@ from attention_offload.devices import Device
 from attention_offload.errors import OffloadError
 
 
-def gemm_intensity(shape: ModelShape, batch: float) -> float:
-    """FLOP per byte of the non-attention operators: 2NB / (eN + 2eBd) of §2.2."""
-    activations = 2 * shape.activation_bytes * batch * shape.hidden_size
-    return 2 * shape.active_parameters * batch / (shape.weights_read(batch) + activations)
-
-
-def attention_intensity(shape: ModelShape) -> float:
-    """FLOP per byte of decode attention: 2G/e, whatever the batch and the context."""
-    return shape.attention_flops / shape.kv_bytes_per_token
-
-
 def p_norm(first: float, second: float, p: float) -> float:
     """(first^p + second^p)^(1/p); the larger of the two for an infinite p."""
     larger, smaller = max(first, second), min(first, second)

@@ -10,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_offload.costs.knobs import A_PRIORI, FITTED, IDEAL, load_knobs
-from attention_offload.costs.model_table import PRESETS, load_shape
+from attention_offload.costs.model_table import NAMES, load_shape
 from attention_offload.costs.operators import (
-    attention_intensity,
     attention_time,
     dense_time,
-    gemm_intensity,
     minimum_bandwidth,
     p_norm,
     prefill_time,
@@ -24,19 +22,27 @@ from attention_offload.costs.shapes import FORMAT_BYTES, ModelShape
 from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.devices import Device, load_devices
 from attention_offload.errors import OffloadError
+from model.presets import PRESETS
 
 DEVICES = load_devices("paper")
 H100, H20 = DEVICES["h100"], DEVICES["h20"]
 LLAMA3 = load_shape("llama3-70b")
 batches = st.integers(1, 2000)
 contexts = st.integers(1, 100_000)
-shapes = st.sampled_from([load_shape(name) for name in PRESETS])
+shapes = st.sampled_from([load_shape(name) for name in NAMES])
 knob_sets = st.sampled_from([IDEAL, A_PRIORI, FITTED])
+
+
+def attention_intensity(shape: ModelShape) -> float:
+    """FLOP per byte of decode attention, whatever the batch and the context."""
+    return shape.attention_flops / shape.kv_bytes_per_token
 
 
 def test_intensities_of_section_2() -> None:
     N, d, B, e = LLAMA3.parameters, LLAMA3.hidden_size, 64, 2
-    assert gemm_intensity(LLAMA3, B) == pytest.approx(2 * N * B / (e * (N + 2 * B * d)))
+    # Below the ridge, dense operators take as long as their bytes.
+    traffic = dense_time(LLAMA3, H100, 1, B, IDEAL) * H100.memory_bandwidth
+    assert 2 * N * B / traffic == pytest.approx(2 * N * B / (e * (N + 2 * B * d)))
     for name, group in (("llama-65b", 1), ("llama3-8b", 4), ("llama3-70b", 8)):
         assert attention_intensity(load_shape(name)) == pytest.approx(2 * group / e)
     assert H100.ridge() == pytest.approx(295, rel=2e-3)
@@ -118,7 +124,7 @@ def test_other_families_count_as_gated_decoders() -> None:
     assert shape.parameters == 2 * 1000 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
     with pytest.raises(OffloadError, match="`kv_lora_rank` but lacks qk_rope_head_dim"):
         ModelShape.from_hf({"kv_lora_rank": 512, **fields})
-    with pytest.raises(OffloadError, match="No model `llama-1t`; known: llama-13b"):
+    with pytest.raises(OffloadError, match="No model `llama-1t`; known: bench-58m, llama-13b"):
         load_shape("llama-1t")
 
 
@@ -214,11 +220,11 @@ def _scaled(device: Device, k: float) -> Device:
     ],
 )
 def test_formats_of_a_quantised_config(quantisation: dict | None, weights: str, kv: str) -> None:
-    shape = ModelShape.from_hf(dict(PRESETS["llama3-8b"]) | {"quantization_config": quantisation})
+    shape = ModelShape.from_hf(PRESETS["llama3-8b"].to_hf() | {"quantization_config": quantisation})
     assert (shape.weight_format, shape.kv_format) == (weights, kv)
 
 
 def test_an_unknown_quantisation_is_a_clear_error() -> None:
-    config = dict(PRESETS["llama3-8b"]) | {"quantization_config": {"quant_method": "hqq", "bits": 3}}
+    config = PRESETS["llama3-8b"].to_hf() | {"quantization_config": {"quant_method": "hqq", "bits": 3}}
     with pytest.raises(OffloadError, match="`llama` is quantised by `hqq` with 3 bits, whose size is not known"):
         ModelShape.from_hf(config)

@@ -14,6 +14,7 @@ from model.transformer import Transformer, causal_attend
 
 # Parameter counts of the published checkpoints (the sum of their tensors' sizes).
 PUBLISHED = {
+    "llama-13b": 13_015_864_320,
     "llama2-7b": 6_738_415_616,
     "llama2-70b": 68_976_648_192,
     "llama3-8b": 8_030_261_248,
@@ -27,6 +28,7 @@ PUBLISHED = {
     "qwen3-0.6b": 596_049_920,
     "qwen3-8b": 8_190_735_360,
     "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
 }
 
 
@@ -39,6 +41,7 @@ def test_kv_and_active_sizes():
     assert preset("llama3-70b").kv_bytes_per_token("bfloat16") == 320 * 1024  # Mooncake, section 5: 320 KB
     assert 12.8e9 < preset("mixtral-8x7b").active_parameter_count < 13e9  # "13B active" of its paper
     assert 3.2e9 < preset("qwen3-30b-a3b").active_parameter_count < 3.4e9  # "A3B"
+    assert 21.5e9 < preset("qwen3-235b-a22b").active_parameter_count < 22.5e9  # "A22B"
 
 
 def test_presets_survive_the_round_trip_through_hf():
