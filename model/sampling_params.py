@@ -2,19 +2,26 @@
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Callable
 
 # Rows of a batch carry their biases and stop ids in arrays of one fixed width, so the widest request is bounded.
 MAX_LOGIT_BIAS = 300
 MAX_STOP_TOKEN_IDS = 24
 MAX_LOGPROBS = 20
+# Batches hold integers as int32.
+MAX_INT = 2**31 - 1
+# Beyond these, products and quotients leave float32: a probability becomes 0, a logit infinite, and the draw token 0.
+MAX_TEMPERATURE = 100
+MIN_TOP_P = 1e-30
+MAX_REPETITION_PENALTY = 1000
 
 
 class SamplingParamsError(ValueError):
     """A sampling parameter that cannot be honoured; `parameter` is its name."""
 
     def __init__(self, parameter: str, value: object, rule: str) -> None:
-        super().__init__(f"`{parameter}` is {value!r}: {rule}.")
+        super().__init__(f"`{parameter}` is {reprlib.repr(value)}: {rule}.")
         self.parameter = parameter
 
 
@@ -22,16 +29,29 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and _is_int(value) and 0 <= value <= MAX_INT
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # An int may be too large for `isfinite`; every rule bounds it.
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
-    ("temperature", lambda x: _is_number(x) and x >= 0, "use a finite number, 0 (greedy) or more"),
-    ("top_k", lambda x: _is_int(x) and x >= 0, "use the number of tokens to keep, or 0 for all"),
-    ("top_p", lambda x: _is_number(x) and 0 < x <= 1, "use a probability above 0 and at most 1"),
+    (
+        "temperature",
+        lambda x: _is_number(x) and 0 <= x <= MAX_TEMPERATURE,
+        f"use a number from 0 (greedy) to {MAX_TEMPERATURE}",
+    ),
+    ("top_k", lambda x: _is_int(x) and 0 <= x <= MAX_INT, f"use a number of tokens up to {MAX_INT}, or 0 for all"),
+    ("top_p", lambda x: _is_number(x) and MIN_TOP_P <= x <= 1, f"use a probability from {MIN_TOP_P} to 1"),
     ("min_p", lambda x: _is_number(x) and 0 <= x <= 1, "use a probability from 0 to 1"),
-    ("repetition_penalty", lambda x: _is_number(x) and x > 0, "use a finite number above 0; 1 is off"),
+    (
+        "repetition_penalty",
+        lambda x: _is_number(x) and 1 / MAX_REPETITION_PENALTY <= x <= MAX_REPETITION_PENALTY,
+        f"use a number from {1 / MAX_REPETITION_PENALTY} to {MAX_REPETITION_PENALTY}; 1 is off",
+    ),
     ("frequency_penalty", lambda x: _is_number(x) and -2 <= x <= 2, "use a number from -2 to 2; 0 is off"),
     ("presence_penalty", lambda x: _is_number(x) and -2 <= x <= 2, "use a number from -2 to 2; 0 is off"),
     ("seed", lambda x: x is None or (_is_int(x) and -(2**63) <= x < 2**64), "use a 64-bit integer, or none"),
@@ -43,10 +63,10 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
     ("stop", lambda x: all(isinstance(s, str) and s for s in x), "every stop string needs at least one character"),
     (
         "stop_token_ids",
-        lambda x: len(x) <= MAX_STOP_TOKEN_IDS and all(_is_int(i) and i >= 0 for i in x),
-        f"use at most {MAX_STOP_TOKEN_IDS} token ids, each 0 or more",
+        lambda x: len(x) <= MAX_STOP_TOKEN_IDS and all(_is_token(i) for i in x),
+        f"use at most {MAX_STOP_TOKEN_IDS} token ids, each from 0 to {MAX_INT}",
     ),
-    ("max_tokens", lambda x: _is_int(x) and x >= 1, "use 1 or more tokens"),
+    ("max_tokens", lambda x: _is_int(x) and 1 <= x <= MAX_INT, f"use from 1 to {MAX_INT} tokens"),
     ("min_tokens", lambda x: _is_int(x) and x >= 0, "use 0 or more tokens"),
 )
 
@@ -95,8 +115,8 @@ class SamplingParams:
         if len({token for token, _ in self.logit_bias}) != len(self.logit_bias):
             raise SamplingParamsError("logit_bias", self.logit_bias, "name every token once")
         for token, bias in self.logit_bias:
-            if not (_is_int(token) and token >= 0 and _is_number(bias) and -100 <= bias <= 100):
-                rule = "use pairs of a token id, 0 or more, and a bias from -100 to 100"
+            if not (_is_token(token) and _is_number(bias) and -100 <= bias <= 100):
+                rule = f"use pairs of a token id, from 0 to {MAX_INT}, and a bias from -100 to 100"
                 raise SamplingParamsError("logit_bias", (token, bias), rule)
 
     @property

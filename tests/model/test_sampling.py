@@ -203,23 +203,33 @@ def test_no_recompilation_when_requests_change():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": -0.1}, "`temperature` is -0.1: use a finite number, 0 (greedy) or more."),
+        ({"temperature": -0.1}, "`temperature` is -0.1: use a number from 0 (greedy) to 100."),
         ({"temperature": float("nan")}, "`temperature` is nan"),
+        ({"temperature": 1e39}, "`temperature` is 1e+39"),
+        ({"temperature": 10**400}, "`temperature` is 1000000"),
         ({"top_k": -1}, "`top_k` is -1"),
+        ({"top_k": 2**31}, "`top_k` is 2147483648: use a number of tokens up to 2147483647, or 0 for all."),
         ({"top_k": True}, "`top_k` is True"),
-        ({"top_p": 0}, "`top_p` is 0: use a probability above 0 and at most 1."),
+        ({"top_p": 0}, "`top_p` is 0: use a probability from 1e-30 to 1."),
+        ({"top_p": 1e-39}, "`top_p` is 1e-39"),
         ({"min_p": 1.5}, "`min_p` is 1.5"),
-        ({"repetition_penalty": 0}, "`repetition_penalty` is 0"),
+        ({"repetition_penalty": 0}, "`repetition_penalty` is 0: use a number from 0.001 to 1000; 1 is off."),
+        ({"repetition_penalty": 1e-30}, "`repetition_penalty` is 1e-30"),
+        ({"repetition_penalty": 1e39}, "`repetition_penalty` is 1e+39"),
         ({"frequency_penalty": 2.1}, "`frequency_penalty` is 2.1: use a number from -2 to 2; 0 is off."),
         ({"presence_penalty": -3}, "`presence_penalty` is -3"),
         ({"logit_bias": ((1, 101),)}, "`logit_bias` is (1, 101): use pairs of a token id"),
         ({"logit_bias": ((1, 1), (1, 2))}, "name every token once"),
         ({"logit_bias": tuple((i, 1) for i in range(301))}, "`logit_bias` is '301 tokens': use at most 300 tokens."),
+        ({"logit_bias": ((2**31, 1),)}, "`logit_bias` is (2147483648, 1)"),
         ({"seed": 2**64}, "`seed` is 18446744073709551616: use a 64-bit integer"),
         ({"logprobs": 21}, "`logprobs` is 21: use a number of alternatives from 0 to 20"),
         ({"stop": ("",)}, "every stop string needs at least one character"),
         ({"stop_token_ids": (-1,)}, "`stop_token_ids` is (-1,)"),
-        ({"max_tokens": 0}, "`max_tokens` is 0: use 1 or more tokens."),
+        ({"stop_token_ids": (2**31,)}, "`stop_token_ids` is (2147483648,)"),
+        ({"stop_token_ids": (5,) * 10**6}, "`stop_token_ids` is (5, 5, 5, 5, 5, 5, ...): use at most 24 token ids"),
+        ({"max_tokens": 0}, "`max_tokens` is 0: use from 1 to 2147483647 tokens."),
+        ({"max_tokens": 2**31}, "`max_tokens` is 2147483648"),
         ({"min_tokens": 20}, "`min_tokens` is 20: use at most `max_tokens`, which is 16."),
     ],
     ids=str,
@@ -229,6 +239,27 @@ def test_bad_parameters_are_refused(arguments, message):
         SamplingParams(**arguments)
     assert message in str(error.value)
     assert error.value.parameter in arguments
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(top_p=1e-30),
+        SamplingParams(top_k=1, temperature=100),
+        SamplingParams(min_p=1.0),
+        SamplingParams(temperature=1.1e-5),
+        SamplingParams(temperature=1.1e-5, repetition_penalty=0.001, frequency_penalty=2.0),
+        SamplingParams(temperature=1.1e-5, repetition_penalty=1000, presence_penalty=-2.0),
+    ],
+    ids=str,
+)
+def test_at_the_bounds_of_float32_the_most_likely_token_is_drawn(params, scale):
+    """Parameters that leave one token: no product or quotient may become infinite, or 0, on the way to the draw."""
+    logits = (np.random.default_rng(0).permutation(VOCAB) - VOCAB // 2).astype(np.float32) * np.float32(scale)
+    prompt, output = (1, 2, 2, 30), (2, 5, 5, 5)
+    expected = expected_distribution(logits, dataclasses.replace(params, temperature=0.0), prompt, output)
+    np.testing.assert_array_equal(draws(logits, params, 64, prompt, output), expected)
 
 
 def test_tokens_outside_the_vocabulary_are_refused():
