@@ -26,6 +26,21 @@ def find_chat_template(folder: pathlib.Path, tokenizer_config: Mapping[str, Any]
     return template
 
 
+# Whatever a template's own code may raise: it divides, recurses and looks things up as any other program.
+_RENDER_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+# Names that `render` sets, or that Jinja keeps for itself.
+_RESERVED = ("messages", "add_generation_prompt", "self", "loop", "caller", "varargs", "kwargs")
+
+
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
@@ -52,13 +67,23 @@ class ChatTemplate:
             ) from error
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """The prompt for `messages`, each with `role` and `content`, open for the assistant's answer.
+        """Returns the prompt for `messages`, each with `role` and `content`, open for the assistant's answer.
 
-        Raises ChatTemplateError where the template refuses the messages, with its reason.
+        Raises ChatTemplateError where the template refuses the messages or fails on them, with the reason, or where
+        `variables` has a name that the template or Jinja sets itself.
         """
+        variables = variables or {}
+        if taken := [name for name in _RESERVED if name in variables]:
+            raise ChatTemplateError(f"The chat template's variables may not set `{taken[0]}`; leave it out.")
+        context = {**variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise ChatTemplateError(f"The chat template refused the messages: {error}.") from error
+            return self._template.render(context)
+        except _RENDER_ERRORS as error:
+            reason = str(error) or type(error).__name__
+            raise ChatTemplateError(f"The chat template refused the messages: {reason}.") from error

@@ -97,28 +97,27 @@ class Tokenizer:
         """Text of token ids; bytes that are no character become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether `apply_chat_template` can be called."""
-        return self._chat_template is not None
-
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of the prompt that the checkpoint's template makes of `messages`.
+        """Returns token ids of the prompt that the checkpoint's template makes of `messages`.
 
         Args:
             messages: each with `role` and `content`, oldest first.
             add_generation_prompt: open the assistant's answer at the end.
-            **variables: further names that the template may read, such as `tools`.
+            variables: further names that the template may read, such as `tools`.
 
         Raises:
             ChatTemplateError: the checkpoint has no template, or the template refuses the messages.
         """
         if self._chat_template is None:
             raise ChatTemplateError("This checkpoint has no chat template; send a plain prompt for completion instead.")
-        variables = self._template_variables | variables
-        text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        variables = self._template_variables | dict(variables or {})
+        text = self._chat_template.render(messages, variables, add_generation_prompt=add_generation_prompt)
         return self.encode(text, add_special_tokens=False)  # the template writes them itself
 
 

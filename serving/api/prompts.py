@@ -2,7 +2,8 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from model.chat_template import ChatTemplateError
 from model.sampling_params import SamplingParams
@@ -27,8 +28,7 @@ async def completion_prompts(body: CompletionBody, tokenizer: Tokenizer, vocab_s
 
 async def chat_prompt(body: ChatBody, tokenizer: Tokenizer) -> list[int]:
     """Returns token ids of the chat of `body`. Raises ApiError as `apply_template` does."""
-    variables = body.chat_template_kwargs or {}
-    return await apply_template(tokenizer, body.messages, body.add_generation_prompt, **variables)
+    return await apply_template(tokenizer, body.messages, body.add_generation_prompt, body.chat_template_kwargs)
 
 
 async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -40,7 +40,10 @@ async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = 
 
 
 async def apply_template(
-    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool, **variables: object
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Returns token ids of the prompt that the model's chat template makes of `messages`.
 
@@ -49,7 +52,7 @@ async def apply_template(
     rows = [message.for_template() for message in messages]
     try:
         return await asyncio.to_thread(
-            tokenizer.apply_chat_template, rows, add_generation_prompt=add_generation_prompt, **variables
+            tokenizer.apply_chat_template, rows, add_generation_prompt=add_generation_prompt, variables=variables
         )
     except (ChatTemplateError, ValueError) as error:
         raise invalid(str(error), "messages") from error
@@ -93,7 +96,7 @@ def engine_requests(
         for choice in range(body.choices):
             chosen = sampling
             if sampling.seed is not None:
-                chosen = dataclasses.replace(sampling, seed=sampling.seed + choice)
+                chosen = dataclasses.replace(sampling, seed=(sampling.seed + choice) % 2**64)
             requests.append(
                 Request(
                     id=f"{answer_id}-{len(requests)}",

@@ -208,6 +208,31 @@ def test_templates_refuse_what_they_cannot_say():
         TOKENIZERS["metaspace"].apply_chat_template([{"role": "user", "content": "hi"}])
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ 1 / (messages | length - 1) }}", "division by zero"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "maximum recursion depth exceeded"),
+        ("{{ 10.0 ** 400 }}", "Numerical result out of range"),
+        ("{{ range(10 ** 9) }}", "Range too big"),
+        ("{{ messages[0].content.nothing.more }}", "has no attribute 'nothing'"),
+        ("{{ [][0] + 1 }}", "list object has no element 0"),
+        ("{{ '%d' % messages }}", "a real number is required"),
+        ("{{ 'a'.index('b') }}", "substring not found"),
+        ("{{ 'abc'.encode('ascii').decode('utf-16') }}", "truncated data"),
+    ],
+)
+def test_what_a_template_raises_is_a_refusal_with_its_reason(source, reason):
+    with pytest.raises(ChatTemplateError, match=reason):
+        ChatTemplate(source).render([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "self"])
+def test_variables_may_not_replace_what_the_template_is_given(name):
+    with pytest.raises(ChatTemplateError, match=f"may not set `{name}`; leave it out"):
+        ChatTemplate("{{ messages }}").render([], {name: 1})
+
+
 def test_templates_run_in_a_sandbox():
     escape = ChatTemplate("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(ChatTemplateError, match="unsafe"):
