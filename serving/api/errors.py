@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,13 +105,8 @@ def _problem(item: Mapping[str, Any]) -> tuple[str | None, str]:
         return None, f"The body: {item['msg']}"
     name = path[0]
     value = item.get("input")
-    shown = "" if item["type"] == "missing" else f", not {_shorten(value)}"
+    shown = "" if item["type"] == "missing" else f", not {reprlib.repr(value)}"
     return name, f"`{'.'.join(path)}`: {item['msg']}{shown}"
-
-
-def _shorten(value: object, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

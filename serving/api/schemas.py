@@ -6,13 +6,15 @@ supported is refused; any other unknown field is ignored.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
-from model.sampling_params import SamplingParams, SamplingParamsError
+from model.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, SamplingParams, SamplingParamsError
 from serving.api.errors import invalid
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
+MAX_NAME = 1024  # characters of a stop string or a salt
 
 # Unsupported field -> values that leave the answer as it is, and are accepted.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -52,12 +54,35 @@ def _text_or_list_kind(value: object) -> str | None:
     return "a text" if isinstance(value, str) else "a list" if isinstance(value, list) else None
 
 
+def _encodable(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no UTF-8, and so no hash and no answer, can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = "Input should be valid Unicode, without the lone surrogate at character {place}"
+        raise PydanticCustomError("surrogate", message, {"place": error.start}) from None
+    return text
+
+
+def _few_biases(biases: object) -> object:
+    """Refuses too many entries before pydantic reads, and reports, each of them."""
+    if isinstance(biases, dict) and len(biases) > MAX_LOGIT_BIAS:
+        message = "Input should have at most {limit} token ids, not {count}"
+        raise PydanticCustomError("too_long", message, {"limit": MAX_LOGIT_BIAS, "count": len(biases)})
+    return biases
+
+
+_Text = Annotated[str, AfterValidator(_encodable)]
+_Name = Annotated[_Text, Field(max_length=MAX_NAME)]
+
 # A discriminated union reports one error, of the type that its first element suggests, not one error per type.
+# `fail_fast`: a list reports its first wrong element, not a million of them.
+_TokenIds = Annotated[list[int], Field(fail_fast=True)]
 _Prompt = Annotated[
-    Annotated[str, Tag("a text")]
-    | Annotated[list[str], Tag("many texts")]
-    | Annotated[list[int], Tag("token ids")]
-    | Annotated[list[list[int]], Tag("lists of token ids")],
+    Annotated[_Text, Tag("a text")]
+    | Annotated[list[_Text], Field(fail_fast=True), Tag("many texts")]
+    | Annotated[_TokenIds, Tag("token ids")]
+    | Annotated[list[_TokenIds], Field(fail_fast=True), Tag("lists of token ids")],
     Discriminator(
         _prompt_kind,
         custom_error_type="prompt_type",
@@ -70,7 +95,8 @@ _TEXT_OR_LIST = Discriminator(
     custom_error_message="Input should be a string or a list",
 )
 _Stop = Annotated[
-    Annotated[str, Tag("a text")] | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS), Tag("a list")],
+    Annotated[_Name, Tag("a text")]
+    | Annotated[list[_Name], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag("a list")],
     _TEXT_OR_LIST,
 ]
 
@@ -89,11 +115,11 @@ class GenerationBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    model: str | None = None
+    model: _Name | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: _Text | None = None
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -103,17 +129,17 @@ class GenerationBody(BaseModel):
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[_Name, float], BeforeValidator(_few_biases)] | None = None
     seed: int | None = None
     stop: _Stop | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOP_TOKEN_IDS, fail_fast=True)] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     best_of: int | None = None
 
-    priority: int = 0
-    cache_salt: str = ""
+    priority: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
+    cache_salt: _Name = ""
 
     @property
     def choices(self) -> int:
@@ -161,10 +187,14 @@ class GenerationBody(BaseModel):
         return params
 
 
+# Of a token id; Python refuses to read some thousands of them.
+_MAX_DIGITS = 20
+
+
 def _biases(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
     """Returns pairs of token id and bias: JSON's keys are strings, so token ids arrive as text."""
     for token in biases:
-        if not token.isdecimal():
+        if not (token.isdecimal() and len(token) <= _MAX_DIGITS):
             raise invalid(f'`logit_bias` has the key {token!r}: its keys are token ids, such as "42".', "logit_bias")
     return tuple((int(token), bias) for token, bias in biases.items())
 
@@ -193,7 +223,13 @@ class ContentPart(BaseModel):
     model_config = ConfigDict(strict=True)
 
     type: Literal["text"]
-    text: str
+    text: _Text
+
+
+_Content = Annotated[
+    Annotated[_Text, Tag("a text")] | Annotated[list[ContentPart], Field(fail_fast=True), Tag("a list")],
+    _TEXT_OR_LIST,
+]
 
 
 class Message(BaseModel):
@@ -201,10 +237,8 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    role: str
-    content: (
-        Annotated[Annotated[str, Tag("a text")] | Annotated[list[ContentPart], Tag("a list")], _TEXT_OR_LIST] | None
-    ) = None
+    role: _Text
+    content: _Content | None = None
 
     def for_template(self) -> dict[str, Any]:
         """Returns the message with its content as one string, which chat templates expect."""
@@ -216,7 +250,7 @@ class Message(BaseModel):
 class ChatBody(GenerationBody):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
@@ -238,8 +272,8 @@ class TokenizeBody(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    prompt: str | None = None
-    messages: list[Message] | None = None
+    prompt: _Text | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
@@ -249,4 +283,4 @@ class DetokenizeBody(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    tokens: list[int]
+    tokens: _TokenIds

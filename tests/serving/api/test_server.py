@@ -108,6 +108,8 @@ def test_seeds_repeat_and_choices_differ(client: openai.OpenAI) -> None:
     assert [choice.text for choice in first] == [choice.text for choice in again]
     assert len({choice.text for choice in first}) == 3
     assert complete(client, temperature=1, seed=8).choices[0].text == first[1].text
+    last = complete(client, n=2, temperature=1, seed=2**64 - 1).choices
+    assert complete(client, temperature=1, seed=0).choices[0].text == last[1].text
     unseeded = {complete(client, temperature=1).choices[0].text for _ in range(3)}
     assert len(unseeded) == 3
 
@@ -236,14 +238,24 @@ def test_logprobs_of_chats(client: openai.OpenAI) -> None:
         ({"prompt": "a", "max_tokens": "16"}, 400, "max_tokens", "valid integer, not '16'"),
         ({"prompt": "a", "temperature": -1}, 400, "temperature", "greater than or equal to 0"),
         ({"prompt": "a", "temperature": True}, 400, "temperature", "valid number, not True"),
-        ({"prompt": "a", "top_p": 0}, 400, "top_p", "above 0 and at most 1"),
+        ({"prompt": "a", "top_p": 0}, 400, "top_p", "a probability from 1e-30 to 1"),
         ({"prompt": "a", "top_k": -2}, 400, "top_k", "`top_k` is -2"),
+        ({"prompt": "a", "top_k": 2**31}, 400, "top_k", "use a number of tokens up to 2147483647, or 0 for all"),
+        ({"prompt": "a", "repetition_penalty": 1e-30}, 400, "repetition_penalty", "a number from 0.001 to 1000"),
+        ({"prompt": "a", "priority": 2**63}, 400, "priority", "less than 9223372036854775808"),
+        (b'{"prompt": "a", "cache_salt": "\\ud800"}', 400, "cache_salt", "lone surrogate at character 0"),
+        (b'{"prompt": "a", "user": "a\\udfff"}', 400, "user", "lone surrogate at character 1"),
+        ({"prompt": "a", "stop": ["b" * 1025]}, 400, "stop", "at most 1024 characters"),
+        ({"prompt": "a", "stop_token_ids": [1] * 25}, 400, "stop_token_ids", "at most 24 items"),
         ({"prompt": "a", "n": 0}, 400, "n", "greater than or equal to 1"),
         ({"prompt": "a", "n": 65}, 400, None, "65 choices were asked for at once"),
         ({"prompt": "a", "best_of": 3}, 400, "best_of", "only the value of `n`, 1, is supported"),
         ({"prompt": "a", "logprobs": 21}, 400, "logprobs", "from 0 to 20"),
         ({"prompt": "a", "logprobs": 1, "echo": True}, 400, "echo", "no log-probabilities"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, 400, "logit_bias", "keys are token ids"),
+        ({"prompt": "a", "logit_bias": {"7" * 5000: 1}}, 400, "logit_bias", "at most 1024 characters"),
+        ({"prompt": "a", "logit_bias": {"7" * 99: 1}}, 400, "logit_bias", "keys are token ids"),
+        ({"prompt": "a", "logit_bias": {str(i): 1 for i in range(301)}}, 400, "logit_bias", "at most 300 token ids"),
         ({"prompt": "a", "logit_bias": {"260": 1}}, 400, "logit_bias", "vocabulary ends at token id 259"),
         ({"prompt": "a", "stop": ""}, 400, "stop", "at least one character"),
         ({"prompt": "a", "stop": 5}, 400, "stop", "a string or a list"),
