@@ -33,10 +33,10 @@ from serving.simulator.performance import Performance, read_performance, write_p
 from serving.simulator.simulation import Simulation
 from serving.simulator.steps import EngineModel
 from serving.workload.errors import TraceError
+from serving.workload.fidelity import fidelity_rows
 from serving.workload.outcomes import RequestOutcome, totals
 from serving.workload.requests import Trace
 from serving.workload.resize import fitting, part, shrink
-from serving.workload.server import compare
 from serving.workload.traces import read_trace
 
 TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
@@ -54,7 +54,7 @@ TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.25, "Limit of TBT.", lower_bound=1
 
 
 class SimulatedEngine:
-    """The simulator's coupled node as a `TraceServer`."""
+    """The simulator's coupled node, served as `LiveEngine` is."""
 
     def __init__(self, performance: Performance, seed: int) -> None:
         """`seed` is that of how steps scatter."""
@@ -161,9 +161,9 @@ def main(argv: Sequence[str]) -> None:
         at_speed = _simulate(_scaled(performance, step_speed), trace)
     except (TraceError, SimulatorError) as error:
         raise app.UsageError(str(error)) from error
-    rows = compare(live, simulated)
+    rows = fidelity_rows(live, simulated)
     spreads = results.flat(spread)
-    for row, scaled in zip(rows, compare(live, at_speed), strict=True):
+    for row, scaled in zip(rows, fidelity_rows(live, at_speed), strict=True):
         row |= {"spread": spreads[row["metric"]], "error_at_speed": scaled["error"]}
     busy = sum(sample.seconds for sample in samples) / (RUNS.value * live["duration_s"])
     notes = {

@@ -90,7 +90,7 @@ def step_samples(dry: DryEngine, steps: Sequence[MeasuredStep], clock: str) -> l
 
 
 class LiveEngine:
-    """A `TraceServer`. `steps` are those of the last trace."""
+    """Plays traces on an engine in open loop. `steps` are those of the last trace."""
 
     def __init__(
         self,
