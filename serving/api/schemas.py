@@ -72,8 +72,15 @@ def _few_biases(biases: object) -> object:
     return biases
 
 
+def _short(text: str) -> str:
+    if len(text) > MAX_NAME:
+        message = "Input should have at most {limit} characters, not {count}"
+        raise PydanticCustomError("too_long", message, {"limit": MAX_NAME, "count": len(text)})
+    return text
+
+
 _Text = Annotated[str, AfterValidator(_encodable)]
-_Name = Annotated[_Text, Field(max_length=MAX_NAME)]
+_Name = Annotated[_Text, AfterValidator(_short)]
 
 # A discriminated union reports one error, of the type that its first element suggests, not one error per type.
 # `fail_fast`: a list reports its first wrong element, not a million of them.
