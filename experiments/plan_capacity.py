@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     out = out_folder("plan_capacity")
     meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value)
     slo = SLO(TTFT_SLO_S.value, TBT_SLO_S.value)
-    conductor = ConductorConfig(PLACEMENT.value, ADMISSION.value, slo=slo, seed=SEED.value)
+    conductor = ConductorConfig(placement=PLACEMENT.value, admission=ADMISSION.value, slo=slo, seed=SEED.value)
     try:
         trace, node_types = read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), _node_types()
         with tqdm(desc="simulated clusters", unit="") as bar:

@@ -170,4 +170,16 @@ def _token(request: TraceRequest, times: TokenTimes, event: TokenEvent, now: flo
 
 
 def _refused(request: TraceRequest, now: float) -> RequestOutcome:
-    return RequestOutcome(request.id, request.arrival_s, request.input_tokens, 0, None, None, 0, "", "", REJECTED, now)
+    return RequestOutcome(
+        id=request.id,
+        arrival_s=request.arrival_s,
+        input_tokens=request.input_tokens,
+        output_tokens=0,
+        ttft_s=None,
+        tbt_s=None,
+        hit_tokens=0,
+        prefill="",
+        decode="",
+        outcome=REJECTED,
+        finished_s=now,
+    )

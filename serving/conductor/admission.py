@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeModel
 from serving.conductor.output_predictor import OutputPredictor
-from serving.conductor.placement import Choice, ClusterView
+from serving.conductor.placement import ClusterView, PrefillCandidate
 from serving.conductor.types import SLO, DecodeInstance
 
 ADMISSIONS = (
@@ -34,8 +34,8 @@ ADMISSIONS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Outlook:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionContext:
     """What admission decides on: the beliefs of the Conductor at `now` about one request.
 
     `decoding` are (start, predicted output tokens) of the requests that the selected instance decodes, and
@@ -46,7 +46,7 @@ class Outlook:
     costs: TimeModel
     occupancy: Occupancy
     lengths: OutputLengths
-    choice: Choice
+    candidate: PrefillCandidate
     decode: DecodeInstance
     context_tokens: float
     now: float
@@ -56,59 +56,59 @@ class Outlook:
 
 
 # The TBT, in seconds, on which the decode stage is judged at arrival.
-DecodeForecast = Callable[[Outlook], float]
+DecodeForecast = Callable[[AdmissionContext], float]
 
 
-def _pool_tbt_s(outlook: Outlook, requests: float) -> float:
+def _pool_tbt_s(context: AdmissionContext, requests: float) -> float:
     """TBT when so many requests and one more are spread evenly over the decode pool."""
-    batch = (requests + 1) / max(1, len(outlook.view.decode_order))
-    return outlook.costs.decode_s(batch, batch * outlook.context_tokens)
+    batch = (requests + 1) / max(1, len(context.view.decode_order))
+    return context.costs.decode_s(batch, batch * context.context_tokens)
 
 
-def current_tbt_s(outlook: Outlook) -> float:
+def current_tbt_s(context: AdmissionContext) -> float:
     """From the requests that the selected instance decodes now: blind to those in prefill, hence the oscillation of
     section 7.3.
     """
-    decode = outlook.decode
-    return outlook.costs.decode_s(decode.present + 1, decode.present_tokens + outlook.context_tokens)
+    decode = context.decode
+    return context.costs.decode_s(decode.present + 1, decode.present_tokens + context.context_tokens)
 
 
-def predicted_tbt_s(outlook: Outlook) -> float:
+def predicted_tbt_s(context: AdmissionContext) -> float:
     """From the requests that will decode when this prefill ends, each for t_d seconds (section 7.4)."""
-    return _pool_tbt_s(outlook, outlook.occupancy.at(outlook.now + outlook.choice.ttft_s))
+    return _pool_tbt_s(context, context.occupancy.at(context.now + context.candidate.ttft_s))
 
 
-def length_aware_tbt_s(outlook: Outlook) -> float:
+def length_aware_tbt_s(context: AdmissionContext) -> float:
     """On the selected instance: each present request counts with its chance of still running when this prefill ends."""
-    decode, costs = outlook.decode, outlook.costs
+    decode, costs = context.decode, context.costs
     step_s = costs.decode_s(decode.present, decode.present_tokens)
-    more = outlook.choice.ttft_s / step_s
-    mean = outlook.lengths.mean
-    leaving = decode.present * (1 - outlook.lengths.survival(int(mean / 2), more))
+    more = context.candidate.ttft_s / step_s
+    mean = context.lengths.mean
+    leaving = decode.present * (1 - context.lengths.survival(int(mean / 2), more))
     batch = decode.assigned - leaving + 1
-    mean_tokens = (decode.assigned_tokens + outlook.context_tokens) / (decode.assigned + 1)
+    mean_tokens = (decode.assigned_tokens + context.context_tokens) / (decode.assigned + 1)
     return costs.decode_s(batch, batch * mean_tokens)
 
 
-def request_level_tbt_s(outlook: Outlook) -> float:
+def request_level_tbt_s(context: AdmissionContext) -> float:
     """On the selected instance, request by request: each counts with its own chance of still running, from what it has
     generated and what it was predicted to, when this prefill ends.
     """
-    decode, costs, predictor = outlook.decode, outlook.costs, outlook.predictor
+    decode, costs, predictor = context.decode, context.costs, context.predictor
     step_s = costs.decode_s(max(1, decode.present), decode.present_tokens)
-    more = outlook.choice.ttft_s / step_s
+    more = context.candidate.ttft_s / step_s
     staying = sum(
-        predictor.survival(predicted, (outlook.now - start_s) / step_s, more) for start_s, predicted in outlook.decoding
+        predictor.survival(predicted, (context.now - start_s) / step_s, more) for start_s, predicted in context.decoding
     )
-    batch = staying + max(0, decode.assigned - len(outlook.decoding)) + 1
-    mean_tokens = (decode.assigned_tokens + outlook.context_tokens) / (decode.assigned + 1)
+    batch = staying + max(0, decode.assigned - len(context.decoding)) + 1
+    mean_tokens = (decode.assigned_tokens + context.context_tokens) / (decode.assigned + 1)
     return costs.decode_s(batch, batch * mean_tokens)
 
 
-class Margin:
+class LearnedLimit:
     """Share of the TBT SLO up to which to admit, so that a share `goal` of the finished requests misses it.
 
-    Stochastic quantile tracking: every miss lowers the margin, every request in time raises it, in the ratio that
+    Stochastic quantile tracking: every miss lowers the limit, every request in time raises it, in the ratio that
     balances at the goal.
     """
 
@@ -122,7 +122,7 @@ class Margin:
         self.value = min(1.0, max(self._LEAST, self.value * (1 + self._RATE * (self._goal - missed))))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionPolicy:
     """When to refuse.
 
@@ -131,7 +131,7 @@ class AdmissionPolicy:
         forecast: TBT judged at arrival; `None` does not look.
         checks_late: the decode instance looks again when the prefill is done.
         defers: wait for decode instead of refusing.
-        learns_limit: scale the TBT limit by a `Margin`.
+        learns_limit: scale the TBT limit by a `LearnedLimit`.
         per_request: outputs are predicted for each request.
         prefers_short: of the requests that wait, those with the shortest predicted outputs go first.
     """
@@ -145,32 +145,50 @@ class AdmissionPolicy:
     per_request: bool = False
     prefers_short: bool = False
 
-    def reason(self, outlook: Outlook, slo: SLO, waited_s: float, margin: float = 1.0) -> tuple[str | None, float]:
-        """Why to refuse ("ttft" or "tbt"; `None` = accept), and the forecast TBT; `margin` scales its limit."""
-        if self.checks_ttft and waited_s + outlook.choice.ttft_s > slo.ttft_s:
+    def reason(
+        self, context: AdmissionContext, slo: SLO, waited_s: float, limit: float = 1.0
+    ) -> tuple[str | None, float]:
+        """Why to refuse ("ttft" or "tbt"; `None` = accept), and the forecast TBT; `limit` scales its SLO."""
+        if self.checks_ttft and waited_s + context.candidate.ttft_s > slo.ttft_s:
             return "ttft", 0.0
         if self.forecast is None:
             return None, 0.0
-        tbt_s = self.forecast(outlook)
-        return ("tbt" if tbt_s > slo.tbt_s * margin else None), tbt_s
+        tbt_s = self.forecast(context)
+        return ("tbt" if tbt_s > slo.tbt_s * limit else None), tbt_s
 
 
 def admission_policy(name: str) -> AdmissionPolicy:
     """The policy called `name`, one of `ADMISSIONS`."""
     policies = (
-        AdmissionPolicy("none", False, None, False),
-        AdmissionPolicy("baseline", True, None, True),
-        AdmissionPolicy("early_rejection", True, current_tbt_s, True),
-        AdmissionPolicy("predicted", True, predicted_tbt_s, True),
-        AdmissionPolicy("length_aware", True, length_aware_tbt_s, True),
-        AdmissionPolicy("deferred", True, length_aware_tbt_s, True, defers=True, learns_limit=True),
-        AdmissionPolicy("goodput", True, length_aware_tbt_s, True, learns_limit=True),
-        AdmissionPolicy("request_level", True, request_level_tbt_s, True, learns_limit=True, per_request=True),
+        AdmissionPolicy(name="none", checks_ttft=False, forecast=None, checks_late=False),
+        AdmissionPolicy(name="baseline", checks_ttft=True, forecast=None, checks_late=True),
+        AdmissionPolicy(name="early_rejection", checks_ttft=True, forecast=current_tbt_s, checks_late=True),
+        AdmissionPolicy(name="predicted", checks_ttft=True, forecast=predicted_tbt_s, checks_late=True),
+        AdmissionPolicy(name="length_aware", checks_ttft=True, forecast=length_aware_tbt_s, checks_late=True),
         AdmissionPolicy(
-            "shortest_output",
-            True,
-            request_level_tbt_s,
-            True,
+            name="deferred",
+            checks_ttft=True,
+            forecast=length_aware_tbt_s,
+            checks_late=True,
+            defers=True,
+            learns_limit=True,
+        ),
+        AdmissionPolicy(
+            name="goodput", checks_ttft=True, forecast=length_aware_tbt_s, checks_late=True, learns_limit=True
+        ),
+        AdmissionPolicy(
+            name="request_level",
+            checks_ttft=True,
+            forecast=request_level_tbt_s,
+            checks_late=True,
+            learns_limit=True,
+            per_request=True,
+        ),
+        AdmissionPolicy(
+            name="shortest_output",
+            checks_ttft=True,
+            forecast=request_level_tbt_s,
+            checks_late=True,
             defers=True,
             learns_limit=True,
             per_request=True,

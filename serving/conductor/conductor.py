@@ -11,11 +11,11 @@ import heapq
 import itertools
 import math
 
-from serving.conductor.admission import Margin, Outlook, admission_policy
+from serving.conductor.admission import AdmissionContext, LearnedLimit, admission_policy
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
 from serving.conductor.output_predictor import OutputPredictor
-from serving.conductor.placement import Choice, ClusterView, placement_policy
+from serving.conductor.placement import ClusterView, PrefillCandidate, placement_policy
 from serving.conductor.roles import DECODE, PREFILL, RoleChange, RoleConfig, RoleController
 from serving.conductor.types import SLO, Deferral, Placement, PrefillReport, Rejection
 from serving.request import Request
@@ -26,7 +26,7 @@ _PRIORITY_S = 1e9
 _MANY_TENANTS = 10_000
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ConductorConfig:
     """How to schedule.
 
@@ -39,7 +39,7 @@ class ConductorConfig:
             arrive within `patience` times the difference of their prefill times.
         patience: of "shortest".
         fair: share prefill evenly among tenants that compete (start-time fair queueing, Goyal et al. 1996).
-        learned_limit: with any admission, what "goodput" does: scale the TBT limit by a learned `Margin`.
+        learned_limit: with any admission, what "goodput" does: scale the TBT limit by a learned `LearnedLimit`.
         learn: refine the time estimates from what instances report.
         roles: when instances change between the pools; `None` = never.
         seed: of random placement.
@@ -64,7 +64,7 @@ class ConductorConfig:
             raise ConductorError(f"SLOs are {self.slo.ttft_s} s and {self.slo.tbt_s} s; both must be above 0.")
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class _Accepted:
     number: int
     placement: Placement
@@ -88,7 +88,7 @@ class Conductor:
         self.rejections: dict[str, int] = {}
         self._place = placement_policy(config.placement, threshold=config.threshold, seed=config.seed)
         self._admission = admission_policy(config.admission)
-        self.margin = Margin()
+        self.limit = LearnedLimit()
         self._accepted: dict[str, _Accepted] = {}
         # By decode instance and request: when its decode started, and what it was predicted to generate. Only filled
         # where admission looks at single requests.
@@ -112,14 +112,14 @@ class Conductor:
         if not self.view.prefill_order or not self.view.decode_order:
             return self._refuse(Rejection("no instance", 0.0, 0.0, 1.0))
         self._context_tokens += (request.input_tokens - self._context_tokens) * 0.01
-        order = self._order(request)
-        choice = self._place(self.view, self.estimator.model, request, order, now)
-        decision = self._decide(request, number, choice, order, now)
+        queue_key = self._queue_key(request)
+        candidate = self._place(self.view, self.estimator.model, request, queue_key, now)
+        decision = self._decide(request, number, candidate, queue_key, now)
         if self._roles is not None:
-            self._watch(self._roles, decision, choice, now)
+            self._watch(self._roles, decision, candidate, now)
         if isinstance(decision, Deferral):
             self._waiting[request.id] = number, request
-            rank = self.outputs.predict(request.keys) if self._admission.prefers_short else order
+            rank = self.outputs.predict(request.keys) if self._admission.prefers_short else queue_key
             heapq.heappush(self._ranks, (rank, number, request.id))
         return decision
 
@@ -135,9 +135,9 @@ class Conductor:
         while self._ranks[0][-1] not in self._waiting:
             heapq.heappop(self._ranks)
         number, request = self._waiting[self._ranks[0][-1]]
-        order = self._order(request)
-        choice = self._place(self.view, self.estimator.model, request, order, now)
-        decision = self._decide(request, number, choice, order, now)
+        queue_key = self._queue_key(request)
+        candidate = self._place(self.view, self.estimator.model, request, queue_key, now)
+        decision = self._decide(request, number, candidate, queue_key, now)
         if isinstance(decision, Deferral):
             return None
         del self._waiting[request.id]
@@ -168,8 +168,8 @@ class Conductor:
         prefill = [view.prefill[index] for _, index in view.prefill_order]
         decode = [view.decode[index] for _, index in view.decode_order]
         return (
-            {side.name: side.queue_s(now, math.inf) / slo.ttft_s for side in prefill},
-            {side.name: costs.decode_s(side.present, side.present_tokens) / slo.tbt_s for side in decode},
+            {node.name: node.queue_s(now, math.inf) / slo.ttft_s for node in prefill},
+            {node.name: costs.decode_s(node.present, node.present_tokens) / slo.tbt_s for node in decode},
         )
 
     def errors(self) -> dict[str, float]:
@@ -183,11 +183,11 @@ class Conductor:
         """Virtual time at which a request is its tenant's turn: now, or after what the tenant has waiting."""
         return max(self._virtual_s, self._turns_s.get(request.tenant, 0.0))
 
-    def _order(self, request: Request) -> float:
-        order = _PRIORITY_S * request.priority + (self._turn_s(request) if self.config.fair else request.arrival_s)
+    def _queue_key(self, request: Request) -> float:
+        queue_key = _PRIORITY_S * request.priority + (self._turn_s(request) if self.config.fair else request.arrival_s)
         if self.config.queue_order == "shortest":
-            order += self.config.patience * self.estimator.model.prefill_s(request.input_tokens, 0)
-        return order
+            queue_key += self.config.patience * self.estimator.model.prefill_s(request.input_tokens, 0)
+        return queue_key
 
     def rebalance(self, now: float) -> RoleChange | None:
         """The instance that is to change its role now, if any; it gets nothing new. Tell `rebalanced` when it has."""
@@ -201,67 +201,74 @@ class Conductor:
             self._roles.switched(now)
 
     @staticmethod
-    def _watch(roles: RoleController, decision: Placement | Rejection | Deferral, choice: Choice, now: float) -> None:
+    def _watch(
+        roles: RoleController, decision: Placement | Rejection | Deferral, candidate: PrefillCandidate, now: float
+    ) -> None:
         """Tells which pool a request was refused for."""
         if isinstance(decision, Placement):
             roles.arrived(now)
         elif isinstance(decision, Rejection) and decision.reason == "ttft":
             roles.arrived(now, PREFILL)
-            roles.work(choice.prefill_s, now)
+            roles.work(candidate.prefill_s, now)
         else:
             roles.arrived(now, DECODE)
 
     def _decide(
-        self, request: Request, number: int, choice: Choice, order: float, now: float
+        self, request: Request, number: int, candidate: PrefillCandidate, queue_key: float, now: float
     ) -> Placement | Rejection | Deferral:
         costs, view, slo = self.estimator.model, self.view, self.config.slo
-        index = self._select_decode(request, choice.index)
+        index = self._select_decode(request, candidate.index)
         if index is None:
-            return self._refuse(Rejection("kv capacity", choice.ttft_s, 0.0, self.occupancy.decode_s))
+            return self._refuse(Rejection("kv capacity", candidate.ttft_s, 0.0, self.occupancy.decode_s))
         decode = view.decode[index]
         per_request = self._admission.per_request
-        outlook = Outlook(
-            view,
-            costs,
-            self.occupancy,
-            self.lengths,
-            choice,
-            decode,
-            self._context_tokens,
-            now,
-            self.outputs,
-            list(self._decoding[index].values()) if per_request else (),
-            self.outputs.predict(request.keys) if per_request else self.lengths.mean,
+        context = AdmissionContext(
+            view=view,
+            costs=costs,
+            occupancy=self.occupancy,
+            lengths=self.lengths,
+            candidate=candidate,
+            decode=decode,
+            context_tokens=self._context_tokens,
+            now=now,
+            predictor=self.outputs,
+            decoding=list(self._decoding[index].values()) if per_request else (),
+            output_tokens=self.outputs.predict(request.keys) if per_request else self.lengths.mean,
         )
-        reason, tbt_s = self._admission.reason(outlook, slo, now - request.arrival_s, self.margin.value)
+        reason, tbt_s = self._admission.reason(context, slo, now - request.arrival_s, self.limit.value)
         if reason == "tbt" and self._admission.defers:
             return Deferral(tbt_s)
         if reason is not None:
-            over_s = choice.ttft_s - slo.ttft_s if reason == "ttft" else self.occupancy.decode_s / 4
-            return self._refuse(Rejection(reason, choice.ttft_s, tbt_s, max(over_s, 0.1)))
+            over_s = candidate.ttft_s - slo.ttft_s if reason == "ttft" else self.occupancy.decode_s / 4
+            return self._refuse(Rejection(reason, candidate.ttft_s, tbt_s, max(over_s, 0.1)))
         tbt_s = costs.decode_s(decode.assigned + 1, decode.assigned_tokens + request.input_tokens)
         placement = Placement(
-            choice.index,
-            index,
-            choice.reused_tokens,
-            choice.source,
-            choice.pulled_tokens,
-            choice.queue_s,
-            choice.pull_s,
-            choice.prefill_s,
-            choice.ttft_s,
-            tbt_s,
-            order,
+            prefill=candidate.index,
+            decode=index,
+            reused_tokens=candidate.reused_tokens,
+            source=candidate.source,
+            fetched_tokens=candidate.fetched_tokens,
+            predicted_queue_s=candidate.queue_s,
+            predicted_fetch_s=candidate.fetch_s,
+            predicted_prefill_s=candidate.prefill_s,
+            predicted_ttft_s=candidate.ttft_s,
+            predicted_tbt_s=tbt_s,
+            queue_key=queue_key,
         )
         turn_s = self._turn_s(request)
         self._accepted[request.id] = _Accepted(
-            number, placement, request.arrival_s, now + choice.ttft_s, turn_s, outlook.output_tokens
+            number=number,
+            placement=placement,
+            arrival_s=request.arrival_s,
+            prefill_end_s=now + candidate.ttft_s,
+            turn_s=turn_s,
+            output_tokens=context.output_tokens,
         )
-        self.occupancy.accept(now + choice.ttft_s)
+        self.occupancy.accept(now + candidate.ttft_s)
         if self._roles is not None:
-            self._roles.work(choice.prefill_s, now)
+            self._roles.work(candidate.prefill_s, now)
         if self.config.fair:
-            self._turns_s[request.tenant] = turn_s + choice.prefill_s
+            self._turns_s[request.tenant] = turn_s + candidate.prefill_s
             if len(self._turns_s) > _MANY_TENANTS:
                 # Whoever has nothing waiting needs no entry.
                 self._turns_s = {name: turn for name, turn in self._turns_s.items() if turn > self._virtual_s}
@@ -314,10 +321,10 @@ class Conductor:
         )
         estimator.queue.observe(placement.predicted_queue_s, report.queue_s)
         if placement.source is not None:
-            estimator.transfer.observe(placement.predicted_pull_s, report.pull_s)
+            estimator.transfer.observe(placement.predicted_fetch_s, report.fetch_s)
         estimator.ttft.observe(accepted.prefill_end_s - accepted.arrival_s, now - accepted.arrival_s)
 
-    def iterated(self, batch: int, tokens: float, seconds: float) -> None:
+    def observe_iterations(self, batch: int, tokens: float, seconds: float) -> None:
         """A decode instance ran an iteration, or several of these means."""
         self.estimator.observe_decode(batch, tokens, seconds)
 
@@ -331,7 +338,7 @@ class Conductor:
         if tbt_s > 0:
             self.estimator.tbt.observe(accepted.placement.predicted_tbt_s, tbt_s)
         if self._admission.learns_limit or self.config.learned_limit:
-            self.margin.observe(tbt_s > self.config.slo.tbt_s)
+            self.limit.observe(tbt_s > self.config.slo.tbt_s)
 
     def _learn_output(self, request: Request, accepted: _Accepted, tokens: int) -> None:
         self.lengths.observe(tokens)

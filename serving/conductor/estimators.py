@@ -47,7 +47,7 @@ class OnlineRegression:
         self._covariance = [[value / forget for value in row] for row in shrunk]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TimeModel:
     """Coefficients, in seconds, of the costs of one instance.
 

@@ -10,7 +10,7 @@ from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import TimeModel
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineTimeModel(TimeModel):
     """Costs of a group of `stages` like instances; the coefficients are those of one instance.
 

@@ -22,7 +22,7 @@ from serving.request import Request
 # Groups of equal match up to this size are tried whole. Of larger ones the least loaded wins, unless a queue reorders
 # or a NIC is busy; so many of the least loaded are tried.
 _FEW = 16
-# Holders of a prefix that a pull may come from.
+# Holders of a prefix that a fetch may come from.
 _SOURCES = 4
 
 
@@ -50,22 +50,22 @@ class ClusterView:
     directory: PrefixIndex = dataclasses.field(default_factory=PrefixIndex)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillCandidate:
     """A prefill instance and what it would do: see `Placement` for the fields."""
 
     index: int
     reused_tokens: int
     source: int | None
-    pulled_tokens: int
+    fetched_tokens: int
     queue_s: float
-    pull_s: float
+    fetch_s: float
     prefill_s: float
     ttft_s: float
 
 
-# (view, costs, request, order, now) -> Choice
-PlacementPolicy = Callable[[ClusterView, TimeModel, Request, float, float], Choice]
+# (view, costs, request, queue_key, now) -> PrefillCandidate
+PlacementPolicy = Callable[[ClusterView, TimeModel, Request, float, float], PrefillCandidate]
 
 
 def _no_read_s(index: int, tokens: int) -> float:
@@ -93,7 +93,9 @@ def _slow_reads(view: ClusterView, request: Request) -> Callable[[int, int], flo
     return read_s
 
 
-def _local(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float, i: int) -> Choice:
+def _local(
+    view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float, i: int
+) -> PrefillCandidate:
     """Instance `i` with whatever prefix it holds itself."""
     bit, blocks = 1 << i, 0
     for depth, mask in view.directory.match(request.keys):
@@ -102,39 +104,50 @@ def _local(view: ClusterView, costs: TimeModel, request: Request, order: float, 
             break
     reused = min(blocks * view.block_size, request.input_tokens - 1)
     prefill_s = max(costs.prefill_s(request.input_tokens, reused), _slow_reads(view, request)(i, reused))
-    queue_s = view.prefill[i].queue_s(now, order)
-    return Choice(i, reused, None, 0, queue_s, 0.0, prefill_s, queue_s + prefill_s)
+    queue_s = view.prefill[i].queue_s(now, queue_key)
+    return PrefillCandidate(
+        index=i,
+        reused_tokens=reused,
+        source=None,
+        fetched_tokens=0,
+        queue_s=queue_s,
+        fetch_s=0.0,
+        prefill_s=prefill_s,
+        ttft_s=queue_s + prefill_s,
+    )
 
 
-def random_choice(seed: int) -> PlacementPolicy:
+def random_placement(seed: int) -> PlacementPolicy:
     """Any instance."""
     rng = random.Random(seed)
 
-    def choose(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> Choice:
+    def choose(view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float) -> PrefillCandidate:
         live = view.prefill_order
         _, index = next(itertools.islice(live, rng.randrange(len(live)), None))
-        return _local(view, costs, request, order, now, index)
+        return _local(view, costs, request, queue_key, now, index)
 
     return choose
 
 
-def least_loaded(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> Choice:
+def least_loaded(
+    view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float
+) -> PrefillCandidate:
     """The shortest queue, whatever it has cached."""
-    return _local(view, costs, request, order, now, next(iter(view.prefill_order))[1])
+    return _local(view, costs, request, queue_key, now, next(iter(view.prefill_order))[1])
 
 
 def kvcache_centric(threshold: float, adaptive: bool = False) -> PlacementPolicy:
-    """Algorithm 1: the least predicted TTFT, over local recomputation and over pulling the longest cached prefix.
+    """Algorithm 1: the least predicted TTFT, over local recomputation and over fetching the longest cached prefix.
 
     `threshold` is the paper's kvcache_balancing_threshold: the longest match anywhere over the local one, beyond which
-    the missing part is pulled. `adaptive` costs both branches on every instance instead, which is the best threshold
-    for each request; the pull then runs while the request queues.
+    the missing part is fetched. `adaptive` costs both branches on every instance instead, which is the best threshold
+    for each request; the fetch then runs while the request queues.
     """
     if not threshold >= 1:
         raise ConductorError(f"The balancing threshold is {threshold}; it is a ratio of match lengths, so at least 1.")
 
-    def choose(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> Choice:
-        return _Search(view, costs, request, order, now).best(threshold, adaptive, 0.0)
+    def choose(view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float) -> PrefillCandidate:
+        return _Search(view, costs, request, queue_key, now).best(threshold, adaptive, 0.0)
 
     return choose
 
@@ -148,12 +161,12 @@ def marginal(longest_pressure: float = 4.0) -> PlacementPolicy:
     """
     pressure = 0.0
 
-    def choose(view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> Choice:
+    def choose(view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float) -> PrefillCandidate:
         nonlocal pressure
-        choice = _Search(view, costs, request, order, now).best(1.0, True, pressure)
-        queued = min(longest_pressure, max(0.0, choice.ttft_s / choice.prefill_s - 1))
+        candidate = _Search(view, costs, request, queue_key, now).best(1.0, True, pressure)
+        queued = min(longest_pressure, max(0.0, candidate.ttft_s / candidate.prefill_s - 1))
         pressure += (queued - pressure) * 0.02
-        return choice
+        return candidate
 
     return choose
 
@@ -161,10 +174,10 @@ def marginal(longest_pressure: float = 4.0) -> PlacementPolicy:
 class _Search:
     """One request's candidates: few enough to look at, yet never missing the best."""
 
-    __slots__ = ("costs", "groups", "holders", "now", "order", "read_s", "request", "view")
+    __slots__ = ("costs", "groups", "holders", "now", "queue_key", "read_s", "request", "view")
 
-    def __init__(self, view: ClusterView, costs: TimeModel, request: Request, order: float, now: float) -> None:
-        self.view, self.costs, self.request, self.order, self.now = view, costs, request, order, now
+    def __init__(self, view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float) -> None:
+        self.view, self.costs, self.request, self.queue_key, self.now = view, costs, request, queue_key, now
         live = view.prefill_order
         cap = request.input_tokens - 1
         self.groups = [
@@ -193,39 +206,58 @@ class _Search:
 
     def source(self, instance: PrefillInstance) -> tuple[int, float]:
         """The holder of the longest match whose NIC is free first, of the first few, and the wait for it."""
-        wait_s, index = min((instance.pull_wait_s(self.now, index), index) for index in self.holders)
+        wait_s, index = min((instance.fetch_wait_s(self.now, index), index) for index in self.holders)
         return index, wait_s
 
-    def pull_s(self, instance: PrefillInstance, matched: int, longest: int) -> tuple[int, float]:
-        """The holder to pull what follows the local match from, and the seconds until that is here."""
+    def fetch_s(self, instance: PrefillInstance, matched: int, longest: int) -> tuple[int, float]:
+        """The holder to fetch what follows the local match from, and the seconds until that is here."""
         source, wait_s = self.source(instance)
         sent_s = wait_s + self.costs.transfer_s(longest - matched)
         # It sends layer by layer as it reads.
         return source, max(sent_s, self.read_s(source, longest) - self.read_s(source, matched))
 
-    def best(self, threshold: float, adaptive: bool, pressure: float) -> Choice:
+    def best(self, threshold: float, adaptive: bool, pressure: float) -> PrefillCandidate:
         tokens, prefill, costs = self.request.input_tokens, self.view.prefill, self.costs
         longest = self.groups[0][0] if self.groups else 0
         whole_s = costs.prefill_s(tokens, longest)
         least, found = math.inf, None
         for index, matched in self.candidates():
             instance = prefill[index]
-            queue_s = instance.queue_s(self.now, self.order)
-            pull = longest > matched and (adaptive or longest > threshold * matched)
-            if not pull or adaptive:
+            queue_s = instance.queue_s(self.now, self.queue_key)
+            fetch = longest > matched and (adaptive or longest > threshold * matched)
+            if not fetch or adaptive:
                 prefill_s = max(costs.prefill_s(tokens, matched), self.read_s(index, matched))
                 cost = queue_s + prefill_s * (1 + pressure)
                 if cost < least:
-                    least, found = cost, Choice(index, matched, None, 0, queue_s, 0.0, prefill_s, queue_s + prefill_s)
-            if pull and queue_s + whole_s * (1 + pressure) < least:
-                source, pull_s = self.pull_s(instance, matched, longest)
-                ready_s = max(queue_s, pull_s) if adaptive else queue_s + pull_s
+                    least, found = (
+                        cost,
+                        PrefillCandidate(
+                            index=index,
+                            reused_tokens=matched,
+                            source=None,
+                            fetched_tokens=0,
+                            queue_s=queue_s,
+                            fetch_s=0.0,
+                            prefill_s=prefill_s,
+                            ttft_s=queue_s + prefill_s,
+                        ),
+                    )
+            if fetch and queue_s + whole_s * (1 + pressure) < least:
+                source, fetch_s = self.fetch_s(instance, matched, longest)
+                ready_s = max(queue_s, fetch_s) if adaptive else queue_s + fetch_s
                 prefill_s = max(whole_s, self.read_s(index, matched))
                 cost = ready_s + prefill_s * (1 + pressure)
                 if cost < least:
                     least = cost
-                    found = Choice(
-                        index, longest, source, longest - matched, queue_s, pull_s, prefill_s, ready_s + prefill_s
+                    found = PrefillCandidate(
+                        index=index,
+                        reused_tokens=longest,
+                        source=source,
+                        fetched_tokens=longest - matched,
+                        queue_s=queue_s,
+                        fetch_s=fetch_s,
+                        prefill_s=prefill_s,
+                        ttft_s=ready_s + prefill_s,
                     )
         if found is None:
             raise ConductorError("No prefill instance is left; add one before scheduling.")
@@ -235,7 +267,7 @@ class _Search:
 def placement_policy(name: str, *, threshold: float = 1.0, seed: int = 0) -> PlacementPolicy:
     """The policy called `name`, one of `PLACEMENTS`."""
     policies: dict[str, Callable[[], PlacementPolicy]] = {
-        "random": lambda: random_choice(seed),
+        "random": lambda: random_placement(seed),
         "least_loaded": lambda: least_loaded,
         "cache_aware": lambda: kvcache_centric(math.inf),
         "kvcache_centric": lambda: kvcache_centric(threshold),

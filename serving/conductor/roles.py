@@ -17,7 +17,7 @@ from serving.conductor.types import SLO
 PREFILL, DECODE = "prefill", "decode"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RoleConfig:
     """When to switch. The gap between `low` and `high`, `looks` and `cooldown_s` keep roles from flapping.
 

@@ -15,12 +15,12 @@ class PrefillInstance(Protocol):
     name: str
     index: int
 
-    def queue_s(self, now: float, order: float) -> float:
-        """Predicted seconds until a request that sorts at `order` in the queue would start."""
+    def queue_s(self, now: float, queue_key: float) -> float:
+        """Predicted seconds until a request that sorts at `queue_key` in the queue would start."""
         ...
 
-    def pull_wait_s(self, now: float, source: int) -> float:
-        """Predicted seconds before a pull of KV from instance `source` could start (congestion of both NICs)."""
+    def fetch_wait_s(self, now: float, source: int) -> float:
+        """Predicted seconds before a fetch of KV from instance `source` could start (congestion of both NICs)."""
         ...
 
 
@@ -59,50 +59,50 @@ class SLO:
     tbt_s: float = 0.1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Where a request runs.
 
     Attributes:
         prefill, decode: instance indices in their pools.
-        reused_tokens: prompt tokens whose KV is not computed again, pulled ones included.
-        source: instance to pull KV from; `None` where only the local cache is used.
-        pulled_tokens: how many of `reused_tokens` come from `source`.
+        reused_tokens: prompt tokens whose KV is not computed again, fetched ones included.
+        source: instance to fetch KV from; `None` where only the local cache is used.
+        fetched_tokens: how many of `reused_tokens` come from `source`.
         predicted_queue_s: until instance `prefill` is free.
-        predicted_pull_s: until the KV from `source` is there; 0 without one.
+        predicted_fetch_s: until the KV from `source` is there; 0 without one.
         predicted_prefill_s: execution alone.
         predicted_ttft_s: from now: queue, transfer and execution.
         predicted_tbt_s: on the decode instance with this request in its batch.
-        order: place in the prefill queue; smaller is earlier.
+        queue_key: place in the prefill queue; smaller is earlier.
     """
 
     prefill: int
     decode: int
     reused_tokens: int
     source: int | None
-    pulled_tokens: int
+    fetched_tokens: int
     predicted_queue_s: float
-    predicted_pull_s: float
+    predicted_fetch_s: float
     predicted_prefill_s: float
     predicted_ttft_s: float
     predicted_tbt_s: float
-    order: float
+    queue_key: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillReport:
     """What an instance measured of a prefill that is done.
 
     Attributes:
         queue_s: from its placement to its start.
-        pull_s: from its placement until the KV of another instance was there; 0 without one.
+        fetch_s: from its placement until the KV of another instance was there; 0 without one.
         execution_s: from its start to its end.
         reused_tokens: whose KV was not computed.
         decodes: false for a request that ends with its first token.
     """
 
     queue_s: float
-    pull_s: float
+    fetch_s: float
     execution_s: float
     reused_tokens: int
     decodes: bool = True

@@ -144,8 +144,8 @@ class CapacitySearch:
         if key not in self._sizes:
             block_bytes = node_type.kv_bytes * self._trace.block_size
             cluster = ClusterConfig(
-                prefill,
-                decode,
+                prefill=prefill,
+                decode=decode,
                 conductor=self._conductor,
                 host_blocks=int(node_type.dram_gb * 1e9 / block_bytes),
                 ssd_blocks=int(node_type.ssd_gb * 1e9 / block_bytes),

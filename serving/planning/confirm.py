@@ -99,7 +99,11 @@ def confirm(
     conductor = ConductorConfig(slo=SLO(goal.ttft_slo_s, goal.tbt_slo_s))
     blocks = host_tokens // trace.block_size
     cluster = ClusterConfig(
-        plan.prefill_count, plan.decode_count, conductor=conductor, host_blocks=blocks, max_batch=plan.max_batch
+        prefill=plan.prefill_count,
+        decode=plan.decode_count,
+        conductor=conductor,
+        host_blocks=blocks,
+        max_batch=plan.max_batch,
     )
     performance = plan_performance(plan, goal)
 

@@ -34,7 +34,9 @@ def plan_performance(plan: Plan, goal: Goal) -> Performance:
     nics = plan.prefill.count * plan.prefill.device.network_bandwidth * knobs.network.efficiency
     kv_bytes = shape.kv_bytes_per_token
     costs = TimeModel(
-        *prefill,
+        prefill_base=prefill[0],
+        prefill_token=prefill[1],
+        prefill_pair=prefill[2],
         prefill_reused=0.0,
         decode_base=base,
         decode_sequence=sequence,
@@ -116,5 +118,5 @@ def _receive_bandwidth(plan: Plan, goal: Goal) -> float:
         return bandwidth
     step_s = deployment.decode_step(shape, plan.batch, goal.workload.context, knobs).tbt_s
     arriving = plan.batch * shape.num_layers * (shape.query_bytes + shape.kv_crossing_bytes) / step_s
-    # Attention leaves at least a tenth: KV is pulled whenever no query waits.
+    # Attention leaves at least a tenth: KV is fetched whenever no query waits.
     return max(bandwidth - arriving, bandwidth / 10)

@@ -10,14 +10,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from serving.simulator.flight import Flight
 from serving.simulator.gaps import Progression, iterations_within, progression_sum
+from serving.simulator.request_state import RequestState
 
 _TRIM = 4096
 _Argument = TypeVar("_Argument")
 
 
-class Schedule(Protocol):
+class Timer(Protocol):
     """The clock: calls `handler(argument, time)` when `time` comes."""
 
     def __call__(self, time: float, handler: Callable[[_Argument, float], None], argument: _Argument) -> None: ...
@@ -39,13 +39,13 @@ class IteratingBatch:
         times: DecodeTimes,
         capacity_tokens: int,
         max_batch: int,
-        at: Schedule,
-        finished: Callable[[Flight, float], None],
+        at: Timer,
+        finished: Callable[[RequestState, float], None],
     ) -> None:
         self.times = times
         self.capacity_tokens = capacity_tokens
         self.max_batch = max_batch
-        self.waiting: deque[Flight] = deque()
+        self.waiting: deque[RequestState] = deque()
         self.tokens = 0
         self.iterations = 0
         # Told the batch, its mean tokens and the mean seconds of runs of iterations, where somebody learns from them.
@@ -53,10 +53,10 @@ class IteratingBatch:
         self._at = at
         self._finished = finished
         self._reserved = 0
-        self._members: list[tuple[int, int, Flight]] = []
+        self._members: list[tuple[int, int, RequestState]] = []
         self._start_s = 0.0
         self._last_token_s = 0.0
-        self._first, self._step, self._planned = 0.0, 0.0, 0
+        self._first, self._increment, self._planned = 0.0, 0.0, 0
         self._version = 0
         self._log: list[Progression] = []
         self._log_base = 0
@@ -65,26 +65,26 @@ class IteratingBatch:
     def size(self) -> int:
         return len(self._members)
 
-    def join(self, flight: Flight, now: float) -> None:
+    def join(self, state: RequestState, now: float) -> None:
         """Takes a request whose KV is here; it joins when the current iteration ends."""
-        self.waiting.append(flight)
+        self.waiting.append(state)
         self._interrupt(now)
 
-    def members(self) -> list[Flight]:
+    def members(self) -> list[RequestState]:
         """Running requests."""
-        return [flight for _, _, flight in self._members]
+        return [state for _, _, state in self._members]
 
-    def fail(self, now: float) -> list[Flight]:
+    def fail(self, now: float) -> list[RequestState]:
         """Drops everything; returns what was here, each with what it had got until now as its past."""
         if self._planned:
             # A token that would come this very moment is lost.
-            done = min(iterations_within(self._first, self._step, now - self._start_s), self._planned - 1)
-            self._log_run(done, self._start_s + progression_sum(self._first, self._step, done))
-        for flight in self.members():
-            gaps = self._gaps(flight)
-            flight.remember(gaps, self._last_token_s if gaps else flight.first_token_s)
-        for flight in self.waiting:
-            flight.remember([], flight.first_token_s)
+            done = min(iterations_within(self._first, self._increment, now - self._start_s), self._planned - 1)
+            self._log_run(done, self._start_s + progression_sum(self._first, self._increment, done))
+        for state in self.members():
+            gaps = self._gaps(state)
+            state.remember(gaps, self._last_token_s if gaps else state.first_token_s)
+        for state in self.waiting:
+            state.remember([], state.first_token_s)
         lost = [*self.members(), *self.waiting]
         self._members.clear()
         self.waiting.clear()
@@ -97,7 +97,7 @@ class IteratingBatch:
         if not self._planned:
             self._change(now)
             return
-        done = iterations_within(self._first, self._step, now - self._start_s) + 1
+        done = iterations_within(self._first, self._increment, now - self._start_s) + 1
         if done < self._planned:
             self._plan(done)
 
@@ -106,7 +106,7 @@ class IteratingBatch:
         self._version += 1
         if not iterations:
             return
-        end_s = self._start_s + progression_sum(self._first, self._step, iterations)
+        end_s = self._start_s + progression_sum(self._first, self._increment, iterations)
         self._at(end_s, self._ended, self._version)
 
     def _ended(self, version: int, now: float) -> None:
@@ -116,31 +116,31 @@ class IteratingBatch:
         self._log_run(count, now)
         if self.report is not None:
             size, mean = len(self._members), (count - 1) / 2
-            self.report(size, self.tokens + size * mean, self._first + self._step * mean)
+            self.report(size, self.tokens + size * mean, self._first + self._increment * mean)
         self.iterations += count
         self.tokens += count * len(self._members)
         self._advance_prefill(count, now)
         while self._members and self._members[0][0] == self.iterations:
-            flight = heapq.heappop(self._members)[2]
-            held = flight.request.input_tokens + flight.request.output_tokens
+            state = heapq.heappop(self._members)[2]
+            held = state.request.input_tokens + state.request.output_tokens
             self.tokens -= held
             self._reserved -= held
-            flight.tbt_s = flight.longest_gaps_s(self._gaps(flight))
-            self._finished(flight, now)
+            state.tbt_s = state.longest_gaps_s(self._gaps(state))
+            self._finished(state, now)
         self._change(now)
 
     def _log_run(self, count: int, end_s: float) -> None:
         """Notes the gaps of the `count` iterations that ended at `end_s`."""
         if not count:
             return
-        first, step = self._first, self._step
+        first, increment = self._first, self._increment
         stall_s = self._start_s - self._last_token_s
         if stall_s > 0:
             self._log.append((first + stall_s, 0.0, 1))
             if count > 1:
-                self._log.append((first + step, step, count - 1))
+                self._log.append((first + increment, increment, count - 1))
         else:
-            self._log.append((first, step, count))
+            self._log.append((first, increment, count))
         self._last_token_s = end_s
 
     def _change(self, now: float) -> None:
@@ -153,29 +153,29 @@ class IteratingBatch:
         elif len(self._log) > _TRIM:
             self._trim()
         self._start_s = now
-        self._first, self._step, most = self._iteration(size)
-        for flight in joined:
-            flight.first_gap_s = now - flight.first_token_s + self._first
+        self._first, self._increment, most = self._iteration(size)
+        for state in joined:
+            state.first_gap_s = now - state.first_token_s + self._first
         self._plan(min(most, self._members[0][0] - self.iterations) if size else most)
 
     def _iteration(self, size: int) -> tuple[float, float, int]:
-        """First term and step of the iteration times from now on, and how many of them follow that rule (0 = idle)."""
+        """First term and increment of the iteration times from now on, and how many follow that rule (0 = idle)."""
         return self.times.decode_run(size, self.tokens) if size else (0.0, 0.0, 0)
 
-    def _admit(self, now: float) -> list[Flight]:
+    def _admit(self, now: float) -> list[RequestState]:
         """Requests join in order of arrival once the KV that they will ever need fits."""
-        joined: list[Flight] = []
+        joined: list[RequestState] = []
         while self.waiting and len(self._members) < self.max_batch:
             request = self.waiting[0].request
             needed = request.input_tokens + request.output_tokens
             if self._reserved + needed > self.capacity_tokens and self._members:
                 break
-            flight = self.waiting.popleft()
+            state = self.waiting.popleft()
             self._reserved += needed
             self.tokens += request.input_tokens + 1
-            heapq.heappush(self._members, (self.iterations + request.output_tokens - 1, flight.number, flight))
-            flight.log_start = self._log_base + len(self._log)
-            joined.append(flight)
+            heapq.heappush(self._members, (self.iterations + request.output_tokens - 1, state.number, state))
+            state.log_start = self._log_base + len(self._log)
+            joined.append(state)
         if len(joined) == len(self._members):
             # Nobody waited through what came before, so nobody saw it as a gap.
             self._last_token_s = now
@@ -185,17 +185,17 @@ class IteratingBatch:
         """Where iterations also compute prompts, those that this many iterations computed."""
         del iterations, now
 
-    def _gaps(self, flight: Flight) -> list[Progression]:
+    def _gaps(self, state: RequestState) -> list[Progression]:
         """Gaps that a member saw; the first reaches back to its first token."""
-        log = self._log[flight.log_start - self._log_base :]
+        log = self._log[state.log_start - self._log_base :]
         if log:
-            first, step, count = log[0]
-            log[0] = (first + step, step, count - 1)
-            log.append((flight.first_gap_s, 0.0, 1))
+            first, increment, count = log[0]
+            log[0] = (first + increment, increment, count - 1)
+            log.append((state.first_gap_s, 0.0, 1))
         return log
 
     def _trim(self) -> None:
         """Forgets iterations that no running request saw."""
-        oldest = min(flight.log_start for _, _, flight in self._members)
+        oldest = min(state.log_start for _, _, state in self._members)
         del self._log[: oldest - self._log_base]
         self._log_base = oldest

@@ -78,14 +78,21 @@ def step_noise(model: StepModel, samples: Sequence[StepSample]) -> StepModel:
 def fit_times(
     prefills: Sequence[PrefillSample], decodes: Sequence[DecodeSample], transfer_token: float = 0.0
 ) -> TimeModel:
-    """The closed form that `CoupledNode`, `PrefillSide` and `DecodeSide` use, from whole prompts and iterations."""
+    """The closed form that `CoupledNode`, `PrefillNode` and `DecodeNode` use, from whole prompts and iterations."""
     prompts = [(1.0, p.tokens - p.reused, p.tokens**2 - p.reused**2, p.reused) for p in prefills]
     iterations = [(1.0, d.batch, d.tokens) for d in decodes]
-    weights = [
-        *_fit(np.array(prompts, float), _seconds(prefills)),
-        *_fit(np.array(iterations, float), _seconds(decodes)),
-    ]
-    return TimeModel(*map(float, weights), transfer_token=transfer_token)
+    base, token, pair, reused = map(float, _fit(np.array(prompts, float), _seconds(prefills)))
+    decode_base, decode_sequence, decode_token = map(float, _fit(np.array(iterations, float), _seconds(decodes)))
+    return TimeModel(
+        prefill_base=base,
+        prefill_token=token,
+        prefill_pair=pair,
+        prefill_reused=reused,
+        decode_base=decode_base,
+        decode_sequence=decode_sequence,
+        decode_token=decode_token,
+        transfer_token=transfer_token,
+    )
 
 
 def errors(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, float]:

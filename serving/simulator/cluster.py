@@ -8,18 +8,18 @@ from serving.conductor import ClusterView
 from serving.conductor.pipeline import PipelineTimeModel
 from serving.conductor.roles import DECODE, PREFILL
 from serving.request import TraceRequest
-from serving.simulator.batch import Schedule
+from serving.simulator.batch import Timer
 from serving.simulator.cache import NodeCache
 from serving.simulator.config import ClusterConfig
 from serving.simulator.engine_node import EngineNode
-from serving.simulator.flight import Flight
-from serving.simulator.nodes import CoupledNode, DecodeSide, Nic, PrefillSide, transfer
+from serving.simulator.nodes import CoupledNode, DecodeNode, Nic, PrefillNode, transfer
 from serving.simulator.performance import Performance
 from serving.simulator.prefill_group import PrefillGroup
+from serving.simulator.request_state import RequestState
 from serving.simulator.store import RemoteStore
 from serving.workload.prompts import prompt_tokens
 
-_Ended = Callable[[Flight, float], None]
+_Ended = Callable[[RequestState, float], None]
 
 
 class Cluster:
@@ -36,7 +36,7 @@ class Cluster:
     """
 
     def __init__(
-        self, config: ClusterConfig, performance: Performance, at: Schedule, prefilled: _Ended, decoded: _Ended
+        self, config: ClusterConfig, performance: Performance, at: Timer, prefilled: _Ended, decoded: _Ended
     ) -> None:
         """`prefilled` and `decoded` are told of every request, and when, that ended either phase."""
         self.config, self._performance = config, performance
@@ -52,8 +52,8 @@ class Cluster:
         # [node, from, until] of nodes; those that are up have no end yet.
         self._lives: list[tuple[int, float, float]] = []
         self._up: dict[int, float] = {}
-        self.prefill: list[PrefillSide | CoupledNode | EngineNode] = []
-        self.decode: list[DecodeSide | EngineNode] = []
+        self.prefill: list[PrefillNode | CoupledNode | EngineNode] = []
+        self.decode: list[DecodeNode | EngineNode] = []
         if config.coupled:
             nodes = [self._coupled(index, at, prefilled, decoded) for index in range(config.coupled)]
             self.prefill.extend(nodes)
@@ -78,7 +78,7 @@ class Cluster:
         """Of a node or a group of them."""
         return Nic(self.config.cpp if node < self.config.groups else 1)
 
-    def _add_sides(self, at: Schedule, prefilled: _Ended, decoded: _Ended) -> None:
+    def _add_sides(self, at: Timer, prefilled: _Ended, decoded: _Ended) -> None:
         config, performance, costs = self.config, self._performance, self.costs
         follow_load = config.conductor.roles is not None
         for i, cache in enumerate(self.caches if follow_load else self.caches[: config.groups]):
@@ -86,11 +86,11 @@ class Cluster:
             if isinstance(costs, PipelineTimeModel):
                 self.prefill.append(PrefillGroup(f"p{i}", i, *given, costs))
             else:
-                self.prefill.append(PrefillSide(f"p{i}", i, *given))
+                self.prefill.append(PrefillNode(f"p{i}", i, *given))
         for i in range(config.instances if follow_load else config.decode):
-            self.decode.append(DecodeSide(f"d{i}", i, performance, config.max_batch, at, decoded))
+            self.decode.append(DecodeNode(f"d{i}", i, performance, config.max_batch, at, decoded))
 
-    def _coupled(self, index: int, at: Schedule, prefilled: _Ended, decoded: _Ended) -> CoupledNode | EngineNode:
+    def _coupled(self, index: int, at: Timer, prefilled: _Ended, decoded: _Ended) -> CoupledNode | EngineNode:
         config, performance, cache = self.config, self._performance, self.caches[index]
         name = f"c{index}"
         if not self.engines:
@@ -158,26 +158,26 @@ class Cluster:
             self.nics[node].count * max(0.0, min(until, end_s) - max(since, begin_s)) for node, since, until in lives
         )
 
-    def rank(self, node: PrefillSide | CoupledNode | EngineNode) -> None:
+    def rank(self, node: PrefillNode | CoupledNode | EngineNode) -> None:
         """Orders a prefill instance anew after its load has changed."""
         if node.index in self.view.prefill_order:
-            load = node.free_at_s if isinstance(node, PrefillSide) else float(node.assigned)
+            load = node.free_at_s if isinstance(node, PrefillNode) else float(node.assigned)
             self.view.prefill_order.set(node.index, load)
 
-    def promise(self, flight: Flight) -> None:
+    def reserve(self, state: RequestState) -> None:
         """Counts a request to the load of its decode instance."""
-        decode = self.decode[flight.placement.decode]
-        self.view.decode_order.set(decode.index, decode.assign(flight, 1))
+        decode = self.decode[state.placement.decode]
+        self.view.decode_order.set(decode.index, decode.assign(state, 1))
 
-    def end_promise(self, flight: Flight) -> None:
-        decode = self.decode[flight.placement.decode]
-        load = decode.assign(flight, -1)
+    def release(self, state: RequestState) -> None:
+        decode = self.decode[state.placement.decode]
+        load = decode.assign(state, -1)
         if decode.index in self.view.decode_order:
             self.view.decode_order.set(decode.index, load)
         if self.view.coupled:
             self.rank(self.prefill[decode.index])
 
-    def keep(self, node: int, request: TraceRequest, now: float) -> None:
+    def insert_blocks(self, node: int, request: TraceRequest, now: float) -> None:
         """Puts a prompt's blocks into a node's cache, and tells the directory what that moved."""
         if not (request.keys and self.config.host_blocks):
             return
@@ -195,37 +195,37 @@ class Cluster:
         """Empties a node's cache."""
         self.view.directory.remove(node, self.caches[node].clear())
 
-    def ssd_tokens(self, flight: Flight) -> int:
+    def ssd_tokens(self, state: RequestState) -> int:
         """Tokens among those that a request reuses on its own node that must come from SSD."""
-        placement, size = flight.placement, self.view.block_size
-        local = placement.reused_tokens - placement.pulled_tokens
+        placement, size = state.placement, self.view.block_size
+        local = placement.reused_tokens - placement.fetched_tokens
         if not self.config.ssd_blocks or self.engines or local <= 0:
             return 0
-        blocks = flight.request.keys[: -(-local // size)]
+        blocks = state.request.keys[: -(-local // size)]
         return min(local, self.caches[placement.prefill].on_ssd(blocks) * size)
 
-    def pull(self, flight: Flight, source: int, now: float) -> float:
+    def fetch(self, state: RequestState, source: int, now: float) -> float:
         """Has another holder send a prefix; returns when it is there.
 
         What the holder keeps on SSD it must read first, layer by layer as it sends.
         """
-        placement, size = flight.placement, self.view.block_size
-        seconds = self._performance.costs.transfer_s(placement.pulled_tokens)
-        pulled_s = transfer(self.nics[source], self.nics[placement.prefill], seconds, now)
+        placement, size = state.placement, self.view.block_size
+        seconds = self._performance.costs.transfer_s(placement.fetched_tokens)
+        fetched_s = transfer(self.nics[source], self.nics[placement.prefill], seconds, now)
         if self.config.ssd_blocks and source < len(self.caches):
-            local = placement.reused_tokens - placement.pulled_tokens
-            pulled = flight.request.keys[local // size : -(-placement.reused_tokens // size)]
-            read_s = self._performance.ssd_token * self.caches[source].on_ssd(pulled) * size
-            pulled_s = max(pulled_s, now + read_s / self.nics[source].count)
-        return pulled_s
+            local = placement.reused_tokens - placement.fetched_tokens
+            fetched = state.request.keys[local // size : -(-placement.reused_tokens // size)]
+            read_s = self._performance.ssd_token * self.caches[source].on_ssd(fetched) * size
+            fetched_s = max(fetched_s, now + read_s / self.nics[source].count)
+        return fetched_s
 
-    def hand_over(self, flight: Flight, since_s: float, now: float) -> float:
+    def hand_over(self, state: RequestState, since_s: float, now: float) -> float:
         """Sends all KV of a prompt to its decode node; returns when it is there.
 
         Layer by layer it leaves from `since_s` on, the last layer after prefill, which ends `now`.
         """
-        seconds = self._performance.costs.transfer_s(flight.request.input_tokens)
-        sender, receiver = self.nics[flight.placement.prefill], self.nics[self.decode_node(flight.placement.decode)]
+        seconds = self._performance.costs.transfer_s(state.request.input_tokens)
+        sender, receiver = self.nics[state.placement.prefill], self.nics[self.decode_node(state.placement.decode)]
         if not self.config.layer_wise:
             return transfer(sender, receiver, seconds, now)
         last_layer_s = seconds / self._performance.layers

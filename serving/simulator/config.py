@@ -7,7 +7,7 @@ from serving.simulator.cache import EVICTIONS
 from serving.simulator.errors import SimulatorError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """A cluster.
 
@@ -22,7 +22,7 @@ class ClusterConfig:
         store_blocks: KVCache of a remote store that all prompts are written through to, in blocks; 0 = none. Its NICs
             are `store_nics` times those of a node.
         eviction: one of `EVICTIONS`.
-        layer_wise: load, pull and hand over KV layer by layer, hidden behind prefill.
+        layer_wise: load, fetch and hand over KV layer by layer, hidden behind prefill.
         max_batch: sequences that one node decodes at once.
         chunk: tokens of prefill per iteration of a coupled node; 0 = prefill first, or, where the performance was
             calibrated from an engine, that engine's own scheduler (its batch and pages then rule, not `max_batch`).
@@ -72,7 +72,7 @@ class ClusterConfig:
         if self.store_blocks and (self.coupled or self.store_nics < 1):
             raise SimulatorError(
                 f"A remote store of {self.store_nics} NICs beside {self.coupled} coupled nodes; use at least 1 NIC, "
-                "and prefill nodes, which can pull."
+                "and prefill nodes, which can fetch."
             )
         for seconds, node in (*self.failures, *self.joins):
             if not (seconds >= 0 and 0 <= node < self.instances):

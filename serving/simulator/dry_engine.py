@@ -17,8 +17,8 @@ from serving.request import Request
 from serving.simulator.steps import EngineModel, StepWork
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Progress:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceProgress:
     """One request after a run of steps: how many tokens came, whether they were its first and its last."""
 
     request_id: str
@@ -107,7 +107,7 @@ class DryEngine:
         pages = sum(self._pages_to_grow(sequence, most) for sequence in plan.decodes)
         return most if pages <= self._scheduler.allocator.available else 1
 
-    def complete(self, steps: int = 1) -> list[Progress]:
+    def complete(self, steps: int = 1) -> list[SequenceProgress]:
         """Completes the planned step and `steps - 1` more like it; what became of each request that got tokens."""
         chosen = [(sequence, steps, steps) for sequence in self._plan.decodes]
         for sequence, _, _ in chosen:
@@ -124,9 +124,15 @@ class DryEngine:
     def _pages_to_grow(self, sequence: Sequence, steps: int) -> int:
         return self._layout.pages_for(len(sequence.tokens) + steps - 1) - sequence.page_table.length
 
-    def _progress(self, sequence: Sequence, tokens: int) -> Progress:
+    def _progress(self, sequence: Sequence, tokens: int) -> SequenceProgress:
         finished = sequence.generated >= sequence.request.sampling.max_tokens
         if finished:
             self._scheduler.finish(sequence)
         first = sequence.generated == tokens
-        return Progress(sequence.request.id, tokens, first, finished, sequence.cached_tokens)
+        return SequenceProgress(
+            request_id=sequence.request.id,
+            tokens=tokens,
+            first=first,
+            finished=finished,
+            cached_tokens=sequence.cached_tokens,
+        )

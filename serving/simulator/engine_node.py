@@ -10,13 +10,13 @@ import random
 from collections.abc import Callable
 
 from serving.request import TraceRequest
-from serving.simulator.batch import Schedule
+from serving.simulator.batch import Timer
 from serving.simulator.cache import NodeCache
-from serving.simulator.dry_engine import DryEngine, Progress, engine_request
+from serving.simulator.dry_engine import DryEngine, SequenceProgress, engine_request
 from serving.simulator.errors import SimulatorError
-from serving.simulator.flight import Flight
 from serving.simulator.gaps import Progression
 from serving.simulator.performance import Performance
+from serving.simulator.request_state import RequestState
 from serving.simulator.step_runs import EvenRun, NoisyRun, StepRun
 from serving.simulator.steps import StepWork
 
@@ -27,7 +27,7 @@ _LONGEST_RUN = 64
 
 @dataclasses.dataclass(slots=True)
 class _Member:
-    flight: Flight
+    state: RequestState
     last_token_s: float = 0.0
     gaps: list[Progression] = dataclasses.field(default_factory=list)
 
@@ -40,10 +40,10 @@ class EngineNode:
         name: str,
         index: int,
         performance: Performance,
-        at: Schedule,
-        finished: Callable[[Flight, float], None],
+        at: Timer,
+        finished: Callable[[RequestState, float], None],
         cache: NodeCache,
-        prefilled: Callable[[Flight, float], None],
+        prefilled: Callable[[RequestState, float], None],
         prompt: Callable[[TraceRequest], tuple[int, ...]],
         seed: int,
     ) -> None:
@@ -72,26 +72,26 @@ class EngineNode:
     def queued(self) -> int:
         return self._queued
 
-    def queue_s(self, now: float, order: float) -> float:
+    def queue_s(self, now: float, queue_key: float) -> float:
         """Work of the prompts that are not computed yet; the engine orders them by arrival."""
-        del now, order
+        del now, queue_key
         return self._prompts_s
 
-    def pull_wait_s(self, now: float, source: int) -> float:
-        """Coupled nodes never pull."""
+    def fetch_wait_s(self, now: float, source: int) -> float:
+        """Coupled nodes never fetch."""
         del now, source
         return float("inf")
 
-    def assign(self, flight: Flight, sign: int) -> float:
+    def assign(self, state: RequestState, sign: int) -> float:
         """Counts a promise (+1) or its end (-1); returns the load that orders decode instances: predicted TBT, s."""
         self.assigned += sign
-        self.assigned_tokens += sign * flight.request.input_tokens
+        self.assigned_tokens += sign * state.request.input_tokens
         return self.times.decode_s(self.assigned, self.assigned_tokens)
 
-    def enqueue(self, flight: Flight, now: float) -> None:
-        request = flight.request
-        self._members[request.id] = _Member(flight)
-        self._prompts_s += flight.placement.predicted_prefill_s
+    def enqueue(self, state: RequestState, now: float) -> None:
+        request = state.request
+        self._members[request.id] = _Member(state)
+        self._prompts_s += state.placement.predicted_prefill_s
         self._queued += 1
         self._engine.add(
             engine_request(
@@ -106,13 +106,13 @@ class EngineNode:
             if done < self._planned:
                 self._run(done)
 
-    def join(self, flight: Flight, now: float) -> None:
+    def join(self, state: RequestState, now: float) -> None:
         """The prompt is computed and the request decodes on: the engine has it in its batch already."""
         del now
         self.present += 1
-        self.present_tokens += flight.request.input_tokens
+        self.present_tokens += state.request.input_tokens
 
-    def fail(self, now: float) -> list[Flight]:
+    def fail(self, now: float) -> list[RequestState]:
         """Drops everything; returns what was here, each with what it had got until now as its past."""
         if self._planned:
             done = min(self._steps.within(now - self._start_s), self._planned - 1)
@@ -120,9 +120,9 @@ class EngineNode:
             for progress in self._engine.complete(done) if done else ():
                 self._progressed(progress, done, end_s)
         for member in self._members.values():
-            if member.flight.first_token_s > 0:
-                member.flight.remember(member.gaps, member.last_token_s)
-        lost = [member.flight for member in self._members.values()]
+            if member.state.first_token_s > 0:
+                member.state.remember(member.gaps, member.last_token_s)
+        lost = [member.state for member in self._members.values()]
         self._members.clear()
         self._engine = DryEngine(self._model)
         self._version += 1
@@ -168,11 +168,11 @@ class EngineNode:
             self._progressed(progress, steps, now)
         self._begin(version, now)
 
-    def _progressed(self, progress: Progress, steps: int, now: float) -> None:
+    def _progressed(self, progress: SequenceProgress, steps: int, now: float) -> None:
         member = self._members[progress.request_id]
-        flight = member.flight
+        state = member.state
         if progress.first:
-            self._first_token(flight, progress.cached_tokens, now)
+            self._first_token(state, progress.cached_tokens, now)
         else:
             member.gaps += self._steps.gaps(steps, self._start_s - member.last_token_s)
         member.last_token_s = now
@@ -180,19 +180,19 @@ class EngineNode:
             del self._members[progress.request_id]
             if not progress.first:
                 self.present -= 1
-                self.present_tokens -= flight.request.input_tokens
-                flight.tbt_s = flight.longest_gaps_s(member.gaps)
-                self._finished(flight, now)
+                self.present_tokens -= state.request.input_tokens
+                state.tbt_s = state.longest_gaps_s(member.gaps)
+                self._finished(state, now)
 
-    def _first_token(self, flight: Flight, cached_tokens: int, now: float) -> None:
+    def _first_token(self, state: RequestState, cached_tokens: int, now: float) -> None:
         self._queued -= 1
-        self._prompts_s = self._prompts_s - flight.placement.predicted_prefill_s if self._queued else 0.0
-        flight.compute_s = flight.prefill_s = self.costs.prefill_s(flight.request.input_tokens, cached_tokens)
-        flight.started_s = now - flight.prefill_s
-        flight.placement = dataclasses.replace(flight.placement, reused_tokens=cached_tokens)
+        self._prompts_s = self._prompts_s - state.placement.predicted_prefill_s if self._queued else 0.0
+        state.compute_s = state.prefill_s = self.costs.prefill_s(state.request.input_tokens, cached_tokens)
+        state.started_s = now - state.prefill_s
+        state.placement = dataclasses.replace(state.placement, reused_tokens=cached_tokens)
         joined = self.present
-        self._prefilled(flight, now)
-        if flight.request.output_tokens > 1 and self.present == joined:
+        self._prefilled(state, now)
+        if state.request.output_tokens > 1 and self.present == joined:
             # Refused after its prefill.
-            del self._members[flight.request.id]
-            self._engine.abort(flight.request.id)
+            del self._members[state.request.id]
+            self._engine.abort(state.request.id)

@@ -4,81 +4,81 @@ from collections.abc import Callable, Mapping
 
 from serving.conductor import Conductor
 from serving.simulator.cluster import Cluster
-from serving.simulator.flight import Flight
-from serving.simulator.nodes import PrefillSide
+from serving.simulator.nodes import PrefillNode
+from serving.simulator.request_state import RequestState
 
 
-def lost_flights(
+def lost_requests(
     cluster: Cluster,
     conductor: Conductor,
-    flights: Mapping[str, Flight],
+    states: Mapping[str, RequestState],
     node: int,
     now: float,
-    send: Callable[[Flight, float, float], None],
-) -> list[Flight]:
+    send: Callable[[RequestState, float, float], None],
+) -> list[RequestState]:
     """Requests that a node which has left takes with it, by arrival; each remembers the tokens that it has got.
 
     Args:
-        flights: all that are on their way.
-        send: sends a prompt's KV again, to the decode node that was found for it instead: (flight, since_s, now).
+        states: all that are on their way.
+        send: sends a prompt's KV again, to the decode node that was found for it instead: (state, since_s, now).
     """
     if cluster.prefills(node):
-        lost = [*cluster.prefill[node].fail(now), *_cut_off(cluster, flights, node, now)]
+        lost = [*cluster.prefill[node].fail(now), *_cut_off(cluster, states, node, now)]
     else:
         index = cluster.decode_index(node)
-        lost = [*cluster.decode[index].fail(now), *_without_decode(cluster, conductor, flights, index, now, send)]
-    return sorted(lost, key=lambda flight: flight.number)
+        lost = [*cluster.decode[index].fail(now), *_without_decode(cluster, conductor, states, index, now, send)]
+    return sorted(lost, key=lambda state: state.number)
 
 
-def _cut_off(cluster: Cluster, flights: Mapping[str, Flight], prefill: int, now: float) -> list[Flight]:
+def _cut_off(cluster: Cluster, states: Mapping[str, RequestState], prefill: int, now: float) -> list[RequestState]:
     """Requests whose KV was on its way from a prefill node that died: to their decode node, or to be reused."""
     lost = []
-    for flight in flights.values():
-        if flight.placement.prefill == prefill and flight.arrives_s >= now:
-            flight.remember([], flight.first_token_s)
-            lost.append(flight)
-        elif flight.pulls_from(prefill, now):
-            _withdraw(cluster, flight, now)
-            lost.append(flight)
+    for state in states.values():
+        if state.placement.prefill == prefill and state.arrives_s >= now:
+            state.remember([], state.first_token_s)
+            lost.append(state)
+        elif state.fetches_from(prefill, now):
+            _withdraw(cluster, state, now)
+            lost.append(state)
     return lost
 
 
 def _without_decode(
     cluster: Cluster,
     conductor: Conductor,
-    flights: Mapping[str, Flight],
+    states: Mapping[str, RequestState],
     decode: int,
     now: float,
-    send: Callable[[Flight, float, float], None],
-) -> list[Flight]:
+    send: Callable[[RequestState, float, float], None],
+) -> list[RequestState]:
     """Finds other decode nodes for requests promised to one that died; those for which there is none."""
     lost = []
-    for flight in flights.values():
-        if flight.placement.decode != decode or (flight.first_token_s and flight.arrives_s < now):
+    for state in states.values():
+        if state.placement.decode != decode or (state.first_token_s and state.arrives_s < now):
             continue
-        placement = conductor.redirect(flight.request)
+        placement = conductor.redirect(state.request)
         if placement is None:
-            lost.append(flight)
+            lost.append(state)
             continue
-        cluster.end_promise(flight)
-        flight.placement = placement
-        cluster.promise(flight)
-        if flight.first_token_s:
-            send(flight, now, now)
-    for flight in lost:
-        if flight.first_token_s:
-            flight.remember([], flight.first_token_s)
+        cluster.release(state)
+        state.placement = placement
+        cluster.reserve(state)
+        if state.first_token_s:
+            send(state, now, now)
+    for state in lost:
+        if state.first_token_s:
+            state.remember([], state.first_token_s)
         else:
-            _withdraw(cluster, flight, now)
+            _withdraw(cluster, state, now)
     return lost
 
 
-def _withdraw(cluster: Cluster, flight: Flight, now: float) -> None:
+def _withdraw(cluster: Cluster, state: RequestState, now: float) -> None:
     """Takes an unfinished prefill back from a node, and with it the blocks that it would have brought."""
-    placement = flight.placement
+    placement = state.placement
     node = cluster.prefill[placement.prefill]
-    if isinstance(node, PrefillSide):
-        node.withdraw(flight, now)
+    if isinstance(node, PrefillNode):
+        node.withdraw(state, now)
         cluster.rank(node)
-        local = (placement.reused_tokens - placement.pulled_tokens) // cluster.view.block_size
-        cluster.view.directory.remove(placement.prefill, node.cache.discard(flight.request.keys[local:]))
+        local = (placement.reused_tokens - placement.fetched_tokens) // cluster.view.block_size
+        cluster.view.directory.remove(placement.prefill, node.cache.discard(state.request.keys[local:]))

@@ -4,10 +4,10 @@ import bisect
 import dataclasses
 from collections.abc import Callable
 
-from serving.simulator.batch import IteratingBatch, Schedule
+from serving.simulator.batch import IteratingBatch, Timer
 from serving.simulator.cache import NodeCache
-from serving.simulator.flight import Flight
 from serving.simulator.performance import Performance
+from serving.simulator.request_state import RequestState
 
 
 @dataclasses.dataclass(slots=True)
@@ -30,7 +30,7 @@ def transfer(sender: Nic, receiver: Nic, seconds: float, now: float) -> float:
     return max(sender.send_free_s, receiver.receive_free_s)
 
 
-class PrefillSide:
+class PrefillNode:
     """One prefill at a time, from a queue ordered by the Conductor. A `PrefillInstance`."""
 
     def __init__(
@@ -40,29 +40,29 @@ class PrefillSide:
         performance: Performance,
         nics: list[Nic],
         cache: NodeCache,
-        at: Schedule,
-        done: Callable[[Flight, float], None],
+        at: Timer,
+        done: Callable[[RequestState, float], None],
         layer_wise: bool = True,
     ) -> None:
         self.name, self.index, self.cache = name, index, cache
         self.busy_s = 0.0
-        self.running: Flight | None = None
+        self.running: RequestState | None = None
         self._performance, self._nics = performance, nics
         self._at, self._done, self._layer_wise = at, done, layer_wise
-        self._queue: list[tuple[float, int, Flight]] = []
+        self._queue: list[tuple[float, int, RequestState]] = []
         self._queued_s = 0.0
         self._busy_until_s = 0.0
         self._epoch = 0
 
-    def queue_s(self, now: float, order: float) -> float:
+    def queue_s(self, now: float, queue_key: float) -> float:
         running_s = self._busy_until_s - now if self._busy_until_s > now else 0.0
         queue = self._queue
-        if not queue or order >= queue[-1][0]:
+        if not queue or queue_key >= queue[-1][0]:
             return running_s + self._queued_s
-        ahead = bisect.bisect_right(queue, order, key=lambda entry: entry[0])
-        return running_s + sum(self._work_s(flight) for _, _, flight in queue[:ahead])
+        ahead = bisect.bisect_right(queue, queue_key, key=lambda entry: entry[0])
+        return running_s + sum(self._work_s(state) for _, _, state in queue[:ahead])
 
-    def pull_wait_s(self, now: float, source: int) -> float:
+    def fetch_wait_s(self, now: float, source: int) -> float:
         return max(0.0, self._nics[source].send_free_s - now, self._nics[self.index].receive_free_s - now)
 
     @property
@@ -74,15 +74,15 @@ class PrefillSide:
     def queued(self) -> int:
         return len(self._queue)
 
-    def enqueue(self, flight: Flight, now: float) -> None:
-        self._queued_s += self._work_s(flight)
-        bisect.insort(self._queue, (flight.placement.order, flight.number, flight))
+    def enqueue(self, state: RequestState, now: float) -> None:
+        self._queued_s += self._work_s(state)
+        bisect.insort(self._queue, (state.placement.queue_key, state.number, state))
         if self.running is None:
             self._start(now)
 
-    def fail(self, now: float) -> list[Flight]:
+    def fail(self, now: float) -> list[RequestState]:
         """Drops everything; returns what was here."""
-        lost = [flight for _, _, flight in self._queue]
+        lost = [state for _, _, state in self._queue]
         self._queue.clear()
         self._queued_s = 0.0
         if self.running is not None:
@@ -90,72 +90,72 @@ class PrefillSide:
             self._abort(self.running, now)
         return lost
 
-    def withdraw(self, flight: Flight, now: float) -> None:
+    def withdraw(self, state: RequestState, now: float) -> None:
         """Gives up a request that waits or runs here."""
-        if flight is self.running:
-            self._abort(flight, now)
+        if state is self.running:
+            self._abort(state, now)
             if self._queue:
                 self._start(now)
             return
-        self._queue = [entry for entry in self._queue if entry[2] is not flight]
-        self._queued_s -= self._work_s(flight)
+        self._queue = [entry for entry in self._queue if entry[2] is not state]
+        self._queued_s -= self._work_s(state)
 
-    def _abort(self, flight: Flight, now: float) -> None:
+    def _abort(self, state: RequestState, now: float) -> None:
         """Stops the running prefill; its device time is what was spent until now."""
         self.running = None
-        self._spend(flight, now)
+        self._spend(state, now)
         self._busy_until_s = now
         self._epoch += 1
 
     @staticmethod
-    def _spend(flight: Flight, now: float) -> None:
-        flight.compute_s *= (now - flight.started_s) / flight.prefill_s
+    def _spend(state: RequestState, now: float) -> None:
+        state.compute_s *= (now - state.started_s) / state.prefill_s
 
-    def _work_s(self, flight: Flight) -> float:
+    def _work_s(self, state: RequestState) -> float:
         """How long it keeps the next one from starting, as predicted."""
-        return flight.placement.predicted_prefill_s
+        return state.placement.predicted_prefill_s
 
-    def _next(self) -> Flight:
+    def _next(self) -> RequestState:
         """Takes the first one from the queue."""
-        flight = self._queue.pop(0)[2]
-        self._queued_s = self._queued_s - self._work_s(flight) if self._queue else 0.0
-        return flight
+        state = self._queue.pop(0)[2]
+        self._queued_s = self._queued_s - self._work_s(state) if self._queue else 0.0
+        return state
 
-    def _waits_s(self, flight: Flight, now: float, nodes: int = 1) -> float:
-        """For KV to be pulled and loaded, and without layers also to be stored."""
-        performance, placement = self._performance, flight.placement
+    def _waits_s(self, state: RequestState, now: float, nodes: int = 1) -> float:
+        """For KV to be fetched and loaded, and without layers also to be stored."""
+        performance, placement = self._performance, state.placement
         load_s = performance.load_token * placement.reused_tokens
-        if (slow := flight.ssd_tokens) > 0:
+        if (slow := state.ssd_tokens) > 0:
             load_s += performance.ssd_token * slow
-        pull_s = max(0.0, flight.pulled_s - now)
+        fetch_s = max(0.0, state.fetched_s - now)
         if self._layer_wise:
             # Layer by layer, they also hide behind each other.
-            return max(load_s / nodes, pull_s)
-        store_s = performance.load_token * (flight.request.input_tokens - placement.reused_tokens)
-        return pull_s + (load_s + store_s) / nodes
+            return max(load_s / nodes, fetch_s)
+        store_s = performance.load_token * (state.request.input_tokens - placement.reused_tokens)
+        return fetch_s + (load_s + store_s) / nodes
 
     def _start(self, now: float) -> None:
-        flight = self._next()
-        compute_s = self._performance.costs.prefill_s(flight.request.input_tokens, flight.placement.reused_tokens)
-        waits_s = self._waits_s(flight, now)
-        # Layer by layer, loading and pulling hide behind computing (or the other way round).
-        flight.prefill_s = max(compute_s, waits_s) if self._layer_wise else waits_s + compute_s
-        flight.compute_s, flight.started_s = compute_s, now
-        self.running = flight
-        self.busy_s += flight.prefill_s
-        self._busy_until_s = now + flight.prefill_s
+        state = self._next()
+        compute_s = self._performance.costs.prefill_s(state.request.input_tokens, state.placement.reused_tokens)
+        waits_s = self._waits_s(state, now)
+        # Layer by layer, loading and fetching hide behind computing (or the other way round).
+        state.prefill_s = max(compute_s, waits_s) if self._layer_wise else waits_s + compute_s
+        state.compute_s, state.started_s = compute_s, now
+        self.running = state
+        self.busy_s += state.prefill_s
+        self._busy_until_s = now + state.prefill_s
         self._at(self._busy_until_s, self._finish, self._epoch)
 
     def _finish(self, epoch: int, now: float) -> None:
         if epoch != self._epoch or self.running is None:
             return
-        flight, self.running = self.running, None
+        state, self.running = self.running, None
         if self._queue:
             self._start(now)
-        self._done(flight, now)
+        self._done(state, now)
 
 
-class DecodeSide(IteratingBatch):
+class DecodeNode(IteratingBatch):
     """A decode instance: what was promised to it, and its running batch. A `DecodeInstance`."""
 
     def __init__(
@@ -164,8 +164,8 @@ class DecodeSide(IteratingBatch):
         index: int,
         performance: Performance,
         max_batch: int,
-        at: Schedule,
-        finished: Callable[[Flight, float], None],
+        at: Timer,
+        finished: Callable[[RequestState, float], None],
     ) -> None:
         super().__init__(performance.decode_times, performance.kv_capacity_tokens, max_batch, at, finished)
         self.name, self.index = name, index
@@ -179,16 +179,16 @@ class DecodeSide(IteratingBatch):
 
     @property
     def present_tokens(self) -> int:
-        return self.tokens + sum(flight.request.input_tokens for flight in self.waiting)
+        return self.tokens + sum(state.request.input_tokens for state in self.waiting)
 
-    def assign(self, flight: Flight, sign: int) -> float:
+    def assign(self, state: RequestState, sign: int) -> float:
         """Counts a promise (+1) or its end (-1); returns the load that orders decode instances: predicted TBT, s."""
         self.assigned += sign
-        self.assigned_tokens += sign * flight.request.input_tokens
+        self.assigned_tokens += sign * state.request.input_tokens
         return self.times.decode_s(self.assigned, self.assigned_tokens)
 
 
-class CoupledNode(DecodeSide):
+class CoupledNode(DecodeNode):
     """Prefill and decode on one node: prefill stalls the batch (`chunk` = 0) or shares its iterations, chunk by chunk.
 
     Without chunks, waiting prompts are computed one after the other at the next iteration's end, before decoding goes
@@ -202,17 +202,17 @@ class CoupledNode(DecodeSide):
         index: int,
         performance: Performance,
         max_batch: int,
-        at: Schedule,
-        finished: Callable[[Flight, float], None],
+        at: Timer,
+        finished: Callable[[RequestState, float], None],
         cache: NodeCache,
-        prefilled: Callable[[Flight, float], None],
+        prefilled: Callable[[RequestState, float], None],
         chunk: int = 0,
     ) -> None:
         super().__init__(name, index, performance, max_batch, at, finished)
         self.cache, self.costs = cache, performance.costs
         self.busy_s = 0.0
         self._chunk, self._prefilled = chunk, prefilled
-        self._prompts: list[Flight] = []
+        self._prompts: list[RequestState] = []
         self._prompts_s = 0.0
         self._computed = 0
         self._stalled = False
@@ -222,34 +222,34 @@ class CoupledNode(DecodeSide):
     def queued(self) -> int:
         return len(self._prompts)
 
-    def queue_s(self, now: float, order: float) -> float:
-        """Work of the prompts ahead of `order`."""
+    def queue_s(self, now: float, queue_key: float) -> float:
+        """Work of the prompts ahead of `queue_key`."""
         prompts = self._prompts
-        if not prompts or order >= prompts[-1].placement.order:
+        if not prompts or queue_key >= prompts[-1].placement.queue_key:
             return self._prompts_s
-        return sum(flight.placement.predicted_prefill_s for flight in prompts[: self._place(order)])
+        return sum(state.placement.predicted_prefill_s for state in prompts[: self._place(queue_key)])
 
-    def pull_wait_s(self, now: float, source: int) -> float:
-        """Coupled nodes never pull."""
+    def fetch_wait_s(self, now: float, source: int) -> float:
+        """Coupled nodes never fetch."""
         return float("inf")
 
-    def enqueue(self, flight: Flight, now: float) -> None:
-        self._prompts.insert(self._place(flight.placement.order), flight)
-        self._prompts_s += flight.placement.predicted_prefill_s
+    def enqueue(self, state: RequestState, now: float) -> None:
+        self._prompts.insert(self._place(state.placement.queue_key), state)
+        self._prompts_s += state.placement.predicted_prefill_s
         if len(self._prompts) == 1 and not self._stalled:
             self._interrupt(now)
 
-    def _place(self, order: float) -> int:
+    def _place(self, queue_key: float) -> int:
         """Of a prompt among those that wait; the one that is being computed stays first."""
         begun = int(bool(self._prompts) and bool(self._stalled or self._computed or self._piece))
-        return bisect.bisect_right(self._prompts, order, begun, key=lambda flight: flight.placement.order)
+        return bisect.bisect_right(self._prompts, queue_key, begun, key=lambda state: state.placement.queue_key)
 
-    def join(self, flight: Flight, now: float) -> None:
+    def join(self, state: RequestState, now: float) -> None:
         """Its own prompts join at the end of their prefill, where the batch changes anyway."""
         del now
-        self.waiting.append(flight)
+        self.waiting.append(state)
 
-    def fail(self, now: float) -> list[Flight]:
+    def fail(self, now: float) -> list[RequestState]:
         if self._prompts:
             self._abort(self._prompts[0], now)
         lost = [*super().fail(now), *self._prompts]
@@ -257,13 +257,13 @@ class CoupledNode(DecodeSide):
         self._prompts_s, self._computed, self._piece, self._stalled = 0.0, 0, 0, False
         return lost
 
-    def _abort(self, flight: Flight, now: float) -> None:
+    def _abort(self, state: RequestState, now: float) -> None:
         """Stops the first prompt; its device time is what was spent until now, of chunks those that are done."""
         if self._stalled:
-            flight.compute_s *= (now - flight.started_s) / flight.prefill_s
+            state.compute_s *= (now - state.started_s) / state.prefill_s
         elif self._computed:
-            reused = flight.placement.reused_tokens
-            flight.compute_s = self.costs.prefill_s(reused + self._computed, reused)
+            reused = state.placement.reused_tokens
+            state.compute_s = self.costs.prefill_s(reused + self._computed, reused)
 
     def _change(self, now: float) -> None:
         if self._prompts and not self._chunk:
@@ -273,44 +273,44 @@ class CoupledNode(DecodeSide):
             super()._change(now)
 
     def _iteration(self, size: int) -> tuple[float, float, int]:
-        first, step, most = super()._iteration(size)
+        first, increment, most = super()._iteration(size)
         self._piece = 0
         if not (self._prompts and self._chunk):
-            return first, step, most
-        flight, costs = self._prompts[0], self.costs
-        reused = flight.placement.reused_tokens
+            return first, increment, most
+        state, costs = self._prompts[0], self.costs
+        reused = state.placement.reused_tokens
         begin = reused + self._computed
-        left = flight.request.input_tokens - begin
+        left = state.request.input_tokens - begin
         self._piece = piece = min(self._chunk, left)
         first += costs.prefill_token * piece + costs.prefill_pair * piece * (2 * begin + piece)
         if not self._computed:
-            flight.started_s = self._start_s
-            return first + costs.prefill_base + costs.prefill_reused * reused, step, 1
+            state.started_s = self._start_s
+            return first + costs.prefill_base + costs.prefill_reused * reused, increment, 1
         # Each chunk attends to one more chunk than the one before it.
         chunks = max(1, left // self._chunk)
-        return first, step + 2 * costs.prefill_pair * piece * piece, min(chunks, most) if size else chunks
+        return first, increment + 2 * costs.prefill_pair * piece * piece, min(chunks, most) if size else chunks
 
     def _advance_prefill(self, iterations: int, now: float) -> None:
         if not self._piece:
             return
         self._computed += self._piece * iterations
-        flight = self._prompts[0]
-        reused, tokens = flight.placement.reused_tokens, flight.request.input_tokens
+        state = self._prompts[0]
+        reused, tokens = state.placement.reused_tokens, state.request.input_tokens
         if reused + self._computed == tokens:
-            flight.compute_s = flight.prefill_s = self.costs.prefill_s(tokens, reused)
-            self.busy_s += flight.compute_s
+            state.compute_s = state.prefill_s = self.costs.prefill_s(tokens, reused)
+            self.busy_s += state.compute_s
             self._finish_prompt(now)
 
     def _compute(self, now: float) -> None:
-        flight = self._prompts[0]
-        flight.started_s = now
-        flight.compute_s = flight.prefill_s = self.costs.prefill_s(
-            flight.request.input_tokens, flight.placement.reused_tokens
+        state = self._prompts[0]
+        state.started_s = now
+        state.compute_s = state.prefill_s = self.costs.prefill_s(
+            state.request.input_tokens, state.placement.reused_tokens
         )
-        self.busy_s += flight.compute_s
+        self.busy_s += state.compute_s
         self._planned = 0
         self._version += 1
-        self._at(now + flight.compute_s, self._computed_whole, self._version)
+        self._at(now + state.compute_s, self._computed_whole, self._version)
 
     def _computed_whole(self, version: int, now: float) -> None:
         if version != self._version:
@@ -323,7 +323,7 @@ class CoupledNode(DecodeSide):
             super()._change(now)
 
     def _finish_prompt(self, now: float) -> None:
-        flight = self._prompts.pop(0)
-        self._prompts_s = self._prompts_s - flight.placement.predicted_prefill_s if self._prompts else 0.0
+        state = self._prompts.pop(0)
+        self._prompts_s = self._prompts_s - state.placement.predicted_prefill_s if self._prompts else 0.0
         self._computed = 0
-        self._prefilled(flight, now)
+        self._prefilled(state, now)

@@ -73,7 +73,16 @@ def mooncake_a800(bandwidth: float = 87e9) -> Performance:
     second) Figure 12's 4 x 200 Gbit/s. SSD: one NVMe drive of 6 GB/s, which the paper does not measure.
     """
     kv_bytes = 2 * 80 * 1024 * 2
-    costs = TimeModel(0.0677, 1.098e-4, 7.42e-10, 2.57e-6, 22.5e-3, 4.0e-3, 3.45e-8, kv_bytes / bandwidth)
+    costs = TimeModel(
+        prefill_base=0.0677,
+        prefill_token=1.098e-4,
+        prefill_pair=7.42e-10,
+        prefill_reused=2.57e-6,
+        decode_base=22.5e-3,
+        decode_sequence=4.0e-3,
+        decode_token=3.45e-8,
+        transfer_token=kv_bytes / bandwidth,
+    )
     return Performance(
         costs=costs,
         load_token=kv_bytes / 102e9,

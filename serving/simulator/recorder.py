@@ -11,10 +11,10 @@ from typing import Any
 from serving.conductor import Conductor
 from serving.request import TraceRequest
 from serving.simulator.cluster import Cluster
-from serving.simulator.flight import Flight
+from serving.simulator.request_state import RequestState
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """The cluster at one moment. Loads are predicted latencies over their SLOs, means over the instances of a pool;
     `replicas` by rank of the block.
@@ -48,28 +48,28 @@ class Recorder:
         batches = [cluster.decode[index] for _, index in view.decode_order]
         self.samples.append(
             Sample(
-                now,
-                len(prefill_loads),
-                len(decode_loads),
-                sum(prefill_loads.values()) / max(1, len(prefill_loads)),
-                sum(decode_loads.values()) / max(1, len(decode_loads)),
-                sum(cluster.prefill[index].queued for _, index in view.prefill_order),
-                sum(batch.present for batch in batches),
-                conductor.deferred,
-                {rank: view.directory.holders(block).bit_count() for rank, block in self._watched.items()},
+                time_s=now,
+                prefill_instances=len(prefill_loads),
+                decode_instances=len(decode_loads),
+                prefill_load=sum(prefill_loads.values()) / max(1, len(prefill_loads)),
+                decode_load=sum(decode_loads.values()) / max(1, len(decode_loads)),
+                queued=sum(cluster.prefill[index].queued for _, index in view.prefill_order),
+                decoding=sum(batch.present for batch in batches),
+                deferred=conductor.deferred,
+                replicas={rank: view.directory.holders(block).bit_count() for rank, block in self._watched.items()},
             )
         )
         self.next_sample_s = now - now % self._interval_s + self._interval_s
 
-    def prefilled(self, flight: Flight, node: str, now: float) -> None:
+    def prefilled(self, state: RequestState, node: str, now: float) -> None:
         if self._spans is not None:
-            details = {"tokens": flight.request.input_tokens, "reused": flight.placement.reused_tokens}
-            self._spans.append(_span("prefill", node, flight.request.id, flight.started_s, now, details))
+            details = {"tokens": state.request.input_tokens, "reused": state.placement.reused_tokens}
+            self._spans.append(_span("prefill", node, state.request.id, state.started_s, now, details))
 
-    def decoded(self, flight: Flight, node: str, now: float) -> None:
+    def decoded(self, state: RequestState, node: str, now: float) -> None:
         if self._spans is not None:
-            details = {"tokens": flight.request.output_tokens, "tbt_s": flight.tbt_s}
-            self._spans.append(_span("decode", node, flight.request.id, flight.first_token_s, now, details))
+            details = {"tokens": state.request.output_tokens, "tbt_s": state.tbt_s}
+            self._spans.append(_span("decode", node, state.request.id, state.first_token_s, now, details))
 
     def write_timeline(self, path: str | os.PathLike[str]) -> None:
         """Writes Chrome trace events, which Perfetto opens: a process per node, overlapping decodes as async spans."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from serving.workload.outcomes import RequestOutcome
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulationResult:
     """What a run produced.
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 
 from serving.conductor import Conductor
 from serving.conductor.roles import DECODE, PREFILL
-from serving.simulator.batch import Schedule
+from serving.simulator.batch import Timer
 from serving.simulator.cluster import Cluster
-from serving.simulator.flight import Flight
+from serving.simulator.request_state import RequestState
 
 
 class RoleChanges:
@@ -20,13 +20,13 @@ class RoleChanges:
         self,
         cluster: Cluster,
         conductor: Conductor,
-        flights: Mapping[str, Flight],
-        at: Schedule,
+        states: Mapping[str, RequestState],
+        at: Timer,
         served: Callable[[float], None],
     ) -> None:
-        """`flights` are all requests on their way; `served` is called when a node has joined its new pool."""
+        """`states` are all requests on their way; `served` is called when a node has joined its new pool."""
         self.count = 0
-        self._cluster, self._conductor, self._flights = cluster, conductor, flights
+        self._cluster, self._conductor, self._states = cluster, conductor, states
         self._at, self._served = at, served
         self._node: int | None = None
         # From when on it will serve again; 0 as long as it is not empty.
@@ -63,9 +63,9 @@ class RoleChanges:
             return not cluster.decode[cluster.decode_index(node)].assigned
         # Its KV may still be on its way, to decode nodes or to others that reuse it.
         return not any(
-            (flight.placement.prefill == node and (not flight.first_token_s or flight.arrives_s))
-            or flight.pulls_from(node, now)
-            for flight in self._flights.values()
+            (state.placement.prefill == node and (not state.first_token_s or state.arrives_s))
+            or state.fetches_from(node, now)
+            for state in self._states.values()
         )
 
     def _changed(self, node: int, now: float) -> None:

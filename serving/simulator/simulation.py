@@ -9,11 +9,11 @@ from serving.conductor import Conductor, Placement, PrefillReport, Rejection
 from serving.request import TraceRequest
 from serving.simulator.cluster import Cluster
 from serving.simulator.config import ClusterConfig
-from serving.simulator.failures import lost_flights
-from serving.simulator.flight import Flight, Past
-from serving.simulator.nodes import DecodeSide
+from serving.simulator.failures import lost_requests
+from serving.simulator.nodes import DecodeNode
 from serving.simulator.performance import Performance
 from serving.simulator.recorder import Recorder
+from serving.simulator.request_state import RequestState, ResumedProgress
 from serving.simulator.result import SimulationResult
 from serving.simulator.role_changes import RoleChanges
 from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome
@@ -30,19 +30,19 @@ class Simulation:
         self._outcomes: dict[str, RequestOutcome] = {}
         # Requests that have not ended, as they were last scheduled, with their place in the order of arrival.
         self._open: dict[str, tuple[int, TraceRequest]] = {}
-        self._flights: dict[str, Flight] = {}
-        self._interrupted: dict[str, Past] = {}
+        self._states: dict[str, RequestState] = {}
+        self._interrupted: dict[str, ResumedProgress] = {}
         self._prefill_s = self._wasted_s = 0.0
         self._too_long = self._reruns = 0
         self._arriving = True
         self.cluster = Cluster(config, performance, self.at, self._prefilled, self._decoded)
         self.hits_by_tier = dict.fromkeys(self.cluster.tiers, 0)
         self.conductor = Conductor(config.conductor, self.cluster.view, self.cluster.costs)
-        self._changes = RoleChanges(self.cluster, self.conductor, self._flights, self.at, self._release)
+        self._changes = RoleChanges(self.cluster, self.conductor, self._states, self.at, self._release)
         if config.conductor.learn and not config.coupled:
-            for side in self.cluster.decode:
-                if isinstance(side, DecodeSide):
-                    side.report = self.conductor.iterated
+            for node in self.cluster.decode:
+                if isinstance(node, DecodeNode):
+                    node.report = self.conductor.observe_iterations
 
     def at(self, time: float, handler: Callable[[Any, float], None], argument: Any) -> None:
         """Calls `handler(argument, time)` when the clock gets there."""
@@ -83,16 +83,16 @@ class Simulation:
         outcomes = [self._outcomes[request.id] for request in trace.requests]
         end_s = max(outcome.finished_s for outcome in outcomes)
         return SimulationResult(
-            outcomes,
-            self._prefill_s,
-            self._wasted_s,
-            self.hits_by_tier,
-            self.conductor.rejections | ({"request too long": self._too_long} if self._too_long else {}),
-            self.conductor.errors(),
-            handled + len(trace.requests),
-            self._changes.count,
-            self._reruns,
-            self.cluster.node_s(trace.requests[0].arrival_s, end_s) / 3600,
+            outcomes=outcomes,
+            prefill_s=self._prefill_s,
+            wasted_prefill_s=self._wasted_s,
+            hits_by_tier=self.hits_by_tier,
+            rejections=self.conductor.rejections | ({"request too long": self._too_long} if self._too_long else {}),
+            errors=self.conductor.errors(),
+            events=handled + len(trace.requests),
+            switches=self._changes.count,
+            reruns=self._reruns,
+            node_hours=self.cluster.node_s(trace.requests[0].arrival_s, end_s) / 3600,
         )
 
     def _arrive(self, request: TraceRequest, now: float) -> None:
@@ -121,118 +121,120 @@ class Simulation:
                 self._launch(request, decision, now)
 
     def _launch(self, request: TraceRequest, placement: Placement, now: float) -> None:
-        """Books what the Conductor decided: KV to pull, a place in the queue, a promise of decode."""
+        """Books what the Conductor decided: KV to fetch, a place in the queue, a promise of decode."""
         cluster = self.cluster
         node = cluster.prefill[placement.prefill]
-        past = self._interrupted.pop(request.id, None) if self._interrupted else None
-        flight = Flight(self._open[request.id][0], request, placement, past, now)
-        self._flights[request.id] = flight
-        flight.ssd_tokens = cluster.ssd_tokens(flight)
+        resumed = self._interrupted.pop(request.id, None) if self._interrupted else None
+        state = RequestState(
+            number=self._open[request.id][0], request=request, placement=placement, resumed=resumed, placed_s=now
+        )
+        self._states[request.id] = state
+        state.ssd_tokens = cluster.ssd_tokens(state)
         if placement.source is not None:
-            flight.pulled_s = cluster.pull(flight, placement.source, now)
-        cluster.keep(node.index, request, now)
-        cluster.promise(flight)
-        node.enqueue(flight, now)
+            state.fetched_s = cluster.fetch(state, placement.source, now)
+        cluster.insert_blocks(node.index, request, now)
+        cluster.reserve(state)
+        node.enqueue(state, now)
         cluster.rank(node)
 
-    def _count_hits(self, flight: Flight) -> None:
-        placement, hits = flight.placement, self.hits_by_tier
+    def _count_hits(self, state: RequestState) -> None:
+        placement, hits = state.placement, self.hits_by_tier
         if self.cluster.engines:
             # An engine finds out only now what its pages still hold.
             hits["device"] += placement.reused_tokens
             return
-        hits["ssd"] += flight.ssd_tokens
-        hits["host"] += placement.reused_tokens - placement.pulled_tokens - flight.ssd_tokens
+        hits["ssd"] += state.ssd_tokens
+        hits["host"] += placement.reused_tokens - placement.fetched_tokens - state.ssd_tokens
         stored = placement.source is not None and placement.source >= len(self.cluster.caches)
-        hits["store" if stored else "remote"] += placement.pulled_tokens
+        hits["store" if stored else "remote"] += placement.fetched_tokens
 
-    def _prefilled(self, flight: Flight, now: float) -> None:
-        request, placement, cluster = flight.request, flight.placement, self.cluster
+    def _prefilled(self, state: RequestState, now: float) -> None:
+        request, placement, cluster = state.request, state.placement, self.cluster
         node = cluster.prefill[placement.prefill]
         cluster.rank(node)
-        self._prefill_s += flight.compute_s
-        if (past := flight.past) is None:
-            self._count_hits(flight)
+        self._prefill_s += state.compute_s
+        if (resumed := state.resumed) is None:
+            self._count_hits(state)
         else:
-            past.gaps.append((now - past.last_token_s, 0.0, 1))
-            past.last_token_s = now
-        flight.first_token_s = now
+            resumed.gaps.append((now - resumed.last_token_s, 0.0, 1))
+            resumed.last_token_s = now
+        state.first_token_s = now
         decodes = request.output_tokens > 1
         report = PrefillReport(
-            flight.started_s - flight.placed_s,
-            flight.pulled_s - flight.placed_s if placement.source is not None else 0.0,
-            flight.prefill_s,
-            placement.reused_tokens,
-            decodes,
+            queue_s=state.started_s - state.placed_s,
+            fetch_s=state.fetched_s - state.placed_s if placement.source is not None else 0.0,
+            execution_s=state.prefill_s,
+            reused_tokens=placement.reused_tokens,
+            decodes=decodes,
         )
         refused = self.conductor.prefill_done(request, report, now)
         if self._recorder is not None:
-            self._recorder.prefilled(flight, node.name, now)
+            self._recorder.prefilled(state, node.name, now)
         if not decodes or refused is not None:
-            cluster.end_promise(flight)
+            cluster.release(state)
             if refused is not None:
-                self._wasted_s += flight.compute_s
-            elif past is not None:
-                flight.tbt_s = flight.longest_gaps_s([])
-            self._end(request, COMPLETED if refused is None else REJECTED, now, flight)
+                self._wasted_s += state.compute_s
+            elif resumed is not None:
+                state.tbt_s = state.longest_gaps_s([])
+            self._end(request, COMPLETED if refused is None else REJECTED, now, state)
         elif self._config.coupled:
-            cluster.decode[placement.decode].join(flight, now)
+            cluster.decode[placement.decode].join(state, now)
         else:
-            self._send(flight, flight.started_s, now)
+            self._send(state, state.started_s, now)
         if cluster.store is not None:
             # Behind what decode waits for.
             cluster.store.write(request, cluster.nics[node.index], cluster.view.directory, cluster.view.block_size, now)
 
-    def _send(self, flight: Flight, since_s: float, now: float) -> None:
+    def _send(self, state: RequestState, since_s: float, now: float) -> None:
         """Sends all KV of a prompt to its decode node: from `since_s` on layer by layer, the last one after prefill."""
-        flight.arrives_s = self.cluster.hand_over(flight, since_s, now)
-        self.at(flight.arrives_s, self._arrived, flight.request.id)
+        state.arrives_s = self.cluster.hand_over(state, since_s, now)
+        self.at(state.arrives_s, self._arrived, state.request.id)
 
     def _arrived(self, request_id: str, now: float) -> None:
-        flight = self._flights.get(request_id)
-        if flight is None or flight.arrives_s != now:
+        state = self._states.get(request_id)
+        if state is None or state.arrives_s != now:
             # It was sent again, elsewhere, or lost on its way.
             return
-        flight.arrives_s = 0.0
-        self.cluster.decode[flight.placement.decode].join(flight, now)
+        state.arrives_s = 0.0
+        self.cluster.decode[state.placement.decode].join(state, now)
         self._changes.drain(now)
 
-    def _decoded(self, flight: Flight, now: float) -> None:
-        self.cluster.end_promise(flight)
-        generated = flight.request.output_tokens if flight.past is None else flight.past.request.output_tokens
-        self.conductor.decode_done(flight.request, generated, flight.tbt_s or 0.0, now)
+    def _decoded(self, state: RequestState, now: float) -> None:
+        self.cluster.release(state)
+        generated = state.request.output_tokens if state.resumed is None else state.resumed.request.output_tokens
+        self.conductor.decode_done(state.request, generated, state.tbt_s or 0.0, now)
         if self._recorder is not None:
-            self._recorder.decoded(flight, self.cluster.decode[flight.placement.decode].name, now)
-        self._end(flight.request, COMPLETED, now, flight)
+            self._recorder.decoded(state, self.cluster.decode[state.placement.decode].name, now)
+        self._end(state.request, COMPLETED, now, state)
         if self.conductor.deferred:
             self._release(now)
 
-    def _end(self, request: TraceRequest, outcome: str, now: float, flight: Flight | None = None) -> None:
-        self._flights.pop(request.id, None)
+    def _end(self, request: TraceRequest, outcome: str, now: float, state: RequestState | None = None) -> None:
+        self._states.pop(request.id, None)
         del self._open[request.id]
-        served = flight is not None and flight.first_token_s > 0
-        first_token_s = flight.first_token_s if flight is not None and served else None
-        prefill = flight.placement.prefill if flight is not None else None
-        hit_tokens = flight.placement.reused_tokens if flight is not None else 0
+        served = state is not None and state.first_token_s > 0
+        first_token_s = state.first_token_s if state is not None and served else None
+        prefill = state.placement.prefill if state is not None else None
+        hit_tokens = state.placement.reused_tokens if state is not None else 0
         tokens = int(served)
-        past = flight.past if flight is not None else self._interrupted.pop(request.id, None)
-        if past is not None:
-            request, tokens = past.request, past.tokens + tokens
-            first_token_s, prefill, hit_tokens = past.first_token_s, past.prefill, past.hit_tokens
+        resumed = state.resumed if state is not None else self._interrupted.pop(request.id, None)
+        if resumed is not None:
+            request, tokens = resumed.request, resumed.tokens + tokens
+            first_token_s, prefill, hit_tokens = resumed.first_token_s, resumed.prefill, resumed.hit_tokens
             # Its user has seen tokens: that is no clean refusal.
             outcome = FAILED if outcome == REJECTED else outcome
         self._outcomes[request.id] = RequestOutcome(
-            request.id,
-            request.arrival_s,
-            request.input_tokens,
-            request.output_tokens if outcome == COMPLETED else tokens,
-            None if first_token_s is None else first_token_s - request.arrival_s,
-            flight.tbt_s if flight is not None else None,
-            hit_tokens,
-            "" if prefill is None else self.cluster.prefill[prefill].name,
-            self.cluster.decode[flight.placement.decode].name if flight is not None else "",
-            outcome,
-            now,
+            id=request.id,
+            arrival_s=request.arrival_s,
+            input_tokens=request.input_tokens,
+            output_tokens=request.output_tokens if outcome == COMPLETED else tokens,
+            ttft_s=None if first_token_s is None else first_token_s - request.arrival_s,
+            tbt_s=state.tbt_s if state is not None else None,
+            hit_tokens=hit_tokens,
+            prefill="" if prefill is None else self.cluster.prefill[prefill].name,
+            decode=self.cluster.decode[state.placement.decode].name if state is not None else "",
+            outcome=outcome,
+            finished_s=now,
         )
         self._changes.drain(now)
 
@@ -240,7 +242,7 @@ class Simulation:
         """Asks the Conductor, now and then, whether a node is to change its role."""
         self._changes.ask(now)
         roles = self._config.conductor.roles
-        if roles is not None and (self._arriving or self._flights):
+        if roles is not None and (self._arriving or self._states):
             self.at(now + roles.interval_s, self._rebalance, argument)
 
     def _join(self, node: int, now: float) -> None:
@@ -252,20 +254,20 @@ class Simulation:
         if not self.cluster.leave(node, now):
             return
         self._changes.died(node, now)
-        for flight in lost_flights(self.cluster, self.conductor, self._flights, node, now, self._send):
-            self._rerun(flight, now)
+        for state in lost_requests(self.cluster, self.conductor, self._states, node, now, self._send):
+            self._rerun(state, now)
 
-    def _rerun(self, flight: Flight, now: float) -> None:
+    def _rerun(self, state: RequestState, now: float) -> None:
         """Places a request again that lost its KV."""
-        request, past = flight.request, flight.past
+        request, resumed = state.request, state.resumed
         self.conductor.forget(request)
-        self.cluster.end_promise(flight)
-        del self._flights[request.id]
-        self._wasted_s += flight.compute_s
-        if not flight.first_token_s:
-            self._prefill_s += flight.compute_s
-        if past is not None:
-            request = past.rest(self.cluster.view.block_size, now)
-            self._interrupted[request.id] = past
+        self.cluster.release(state)
+        del self._states[request.id]
+        self._wasted_s += state.compute_s
+        if not state.first_token_s:
+            self._prefill_s += state.compute_s
+        if resumed is not None:
+            request = resumed.rest(self.cluster.view.block_size, now)
+            self._interrupted[request.id] = resumed
         self._reruns += 1
         self._arrive(request, now)

@@ -27,28 +27,28 @@ class StepRun(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvenRun:
-    """Each step takes `step` seconds longer than the one before: closed form, however many there are."""
+    """Each step takes `increment` seconds longer than the one before: closed form, however many there are."""
 
     first: float
-    step: float
+    increment: float
 
     def seconds(self, steps: int) -> float:
-        return progression_sum(self.first, self.step, steps)
+        return progression_sum(self.first, self.increment, steps)
 
     def within(self, seconds: float) -> int:
-        return iterations_within(self.first, self.step, seconds)
+        return iterations_within(self.first, self.increment, seconds)
 
     def gaps(self, steps: int, stall_s: float) -> list[Progression]:
         if stall_s <= 0:
-            return [(self.first, self.step, steps)]
-        return [(self.first + stall_s, 0.0, 1), (self.first + self.step, self.step, steps - 1)]
+            return [(self.first, self.increment, steps)]
+        return [(self.first + stall_s, 0.0, 1), (self.first + self.increment, self.increment, steps - 1)]
 
 
 class NoisyRun:
     """Each step takes its time of the even run times a factor of its own."""
 
     def __init__(self, even: EvenRun, factors: Sequence[float]) -> None:
-        self._steps = [factor * (even.first + number * even.step) for number, factor in enumerate(factors)]
+        self._steps = [factor * (even.first + number * even.increment) for number, factor in enumerate(factors)]
         self._ends = [0.0, *itertools.accumulate(self._steps)]
 
     def seconds(self, steps: int) -> float:

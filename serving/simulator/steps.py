@@ -6,7 +6,7 @@ import functools
 from serving.simulator.errors import SimulatorError
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
     """What one step computes.
 

@@ -8,7 +8,7 @@ from serving.simulator.performance import Performance
 
 
 class RemoteStore:
-    """To the Conductor one more holder of blocks, which nodes pull from as from each other."""
+    """To the Conductor one more holder of blocks, which nodes fetch from as from each other."""
 
     def __init__(self, index: int, cache: NodeCache, nic: Nic, performance: Performance) -> None:
         """`index` is its bit in the directory, beyond all instances."""

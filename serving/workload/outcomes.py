@@ -16,7 +16,7 @@ import numpy as np
 COMPLETED, REJECTED, ABORTED, FAILED = "completed", "rejected", "aborted", "failed"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOutcome:
     """The fate of one request.
 

@@ -70,7 +70,7 @@ def figure_10(trace: Trace) -> PaperTable:
 
 def figure_11(trace: Trace) -> PaperTable:
     recorder = Recorder(interval_s=30.0, watched=hottest_blocks(trace.requests))
-    Simulation(ClusterConfig(8, 8), mooncake_a800(), recorder).run(trace)
+    Simulation(ClusterConfig(prefill=8, decode=8), mooncake_a800(), recorder).run(trace)
     most = {rank: max(sample.replicas[rank] for sample in recorder.samples) for rank in (10, 1000, 10000)}
     rows = [
         compare("rank 10, most replicas", 8, most[10], 0.0),

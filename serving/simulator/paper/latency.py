@@ -143,7 +143,7 @@ def _mooncake_p90(rate: float, seed: int, count: int, performance: Performance) 
         )
         for i, t in enumerate(times)
     )
-    outcomes = Simulation(ClusterConfig(3, 1), performance).run(Trace("16k", requests)).outcomes
+    outcomes = Simulation(ClusterConfig(prefill=3, decode=1), performance).run(Trace("16k", requests)).outcomes
     p90 = [distribution(getattr(o, name) for o in outcomes)["p90"] for name in ("ttft_s", "tbt_s")]
     return p90[0] or 0.0, p90[1] or 0.0
 

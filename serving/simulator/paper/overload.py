@@ -25,7 +25,7 @@ def table_3(path: pathlib.Path) -> PaperTable:
     rows, rejected, wasted = [], {}, {}
     for admission, paper in TABLE_3.items():
         recorder = Recorder(interval_s=15.0)
-        config = ClusterConfig(8, 8, conductor=ConductorConfig(admission=admission, slo=SLOS))
+        config = ClusterConfig(prefill=8, decode=8, conductor=ConductorConfig(admission=admission, slo=SLOS))
         result = Simulation(config, mooncake_a800(), recorder).run(trace)
         rejected[admission] = sum(o.outcome == "rejected" for o in result.outcomes) / len(result.outcomes)
         wasted[admission] = result.wasted_prefill_s
@@ -86,7 +86,7 @@ def beyond(path: pathlib.Path, seeds: int) -> PaperTable:
     return PaperTable("Beyond the paper: share of requests within both SLOs, 8P+8D", tuple(rows))
 
 
-# Bytes per second between nodes, and prefill nodes: where pulling is cheap or dear, and queues short or long.
+# Bytes per second between nodes, and prefill nodes: where fetching is cheap or dear, and queues short or long.
 _PLACEMENT_GRID = ((0.5e9, 5), (0.5e9, 8), (3e9, 5), (3e9, 8), (87e9, 5), (87e9, 8))
 
 

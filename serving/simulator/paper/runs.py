@@ -24,7 +24,7 @@ def disaggregated(
     performance: Performance | None = None,
 ) -> SimulationResult:
     """Prefill and decode pools under the paper's SLOs, by Algorithm 1 unless told otherwise."""
-    cluster = ClusterConfig(prefill, decode, conductor=conductor or ConductorConfig(slo=SLOS))
+    cluster = ClusterConfig(prefill=prefill, decode=decode, conductor=conductor or ConductorConfig(slo=SLOS))
     return Simulation(cluster, performance or mooncake_a800()).run(trace)
 
 
@@ -35,9 +35,9 @@ def vllm(trace: Trace, nodes: int, decode_scale: float, prefix_cache: bool = Fal
     measurements say, 2 is the factor that fits the paper's curve for the conversation trace and has no mechanism.
     """
     cluster = ClusterConfig(
-        0,
-        0,
-        nodes,
+        prefill=0,
+        decode=0,
+        coupled=nodes,
         conductor=ConductorConfig(placement="least_loaded", slo=SLOS),
         host_blocks=2000 if prefix_cache else 0,
         chunk=chunk,

@@ -24,7 +24,9 @@ COSTS = A800.costs
 def run(
     conductor: ConductorConfig, requests: list[TraceRequest], prefill: int = 1, decode: int = 1
 ) -> SimulationResult:
-    return Simulation(ClusterConfig(prefill, decode, conductor=conductor), A800).run(Trace("t", tuple(requests)))
+    return Simulation(ClusterConfig(prefill=prefill, decode=decode, conductor=conductor), A800).run(
+        Trace("t", tuple(requests))
+    )
 
 
 def test_mean_errors_are_those_of_their_definition() -> None:
@@ -66,7 +68,7 @@ def test_every_estimate_reports_its_error() -> None:
                 keys=(0, *range(8 * index + 1, 8 * index + 8)),
             )
         )
-    simulation = Simulation(ClusterConfig(2, 1), A800)
+    simulation = Simulation(ClusterConfig(prefill=2, decode=1), A800)
     half = {field.name: getattr(COSTS, field.name) / 2 for field in dataclasses.fields(COSTS)}
     simulation.conductor.estimator = TimeEstimator(dataclasses.replace(COSTS, **half))
     errors = simulation.run(Trace("t", tuple(requests))).errors
@@ -86,7 +88,7 @@ def test_decode_times_are_learned_too() -> None:
                 id=str(index), arrival_s=now, input_tokens=rng.randint(100, 8000), output_tokens=rng.randint(2, 300)
             )
         )
-    simulation = Simulation(ClusterConfig(4, 3, conductor=ConductorConfig(learn=True)), A800)
+    simulation = Simulation(ClusterConfig(prefill=4, decode=3, conductor=ConductorConfig(learn=True)), A800)
     wrong = dataclasses.replace(COSTS, decode_base=0.0, decode_sequence=1e-3)
     simulation.conductor.estimator = TimeEstimator(wrong, learn=True)
     simulation.run(Trace("t", tuple(requests)))
@@ -112,7 +114,9 @@ def test_a_more_urgent_request_overtakes_on_coupled_nodes_too(chunk: int) -> Non
     requests = tuple(
         TraceRequest(id=str(i), arrival_s=0.1 * i, input_tokens=8000, output_tokens=1, priority=i % 3) for i in range(9)
     )
-    config = ClusterConfig(0, 0, coupled=1, chunk=chunk, conductor=ConductorConfig(placement="least_loaded"))
+    config = ClusterConfig(
+        prefill=0, decode=0, coupled=1, chunk=chunk, conductor=ConductorConfig(placement="least_loaded")
+    )
     result = Simulation(config, A800).run(Trace("t", requests))
     served = sorted(result.outcomes, key=lambda outcome: outcome.finished_s)
     assert [int(outcome.id) for outcome in served] == [0, 3, 6, 1, 4, 7, 2, 5, 8]
@@ -202,7 +206,8 @@ def test_early_rejection_refuses_before_prefill_when_decode_load_stands_still() 
 
 def test_a_refusal_says_what_would_have_been_and_when_to_come_again() -> None:
     simulation = Simulation(
-        ClusterConfig(1, 1, conductor=ConductorConfig(admission="early_rejection", slo=SLO(1.0, 0.1))), A800
+        ClusterConfig(prefill=1, decode=1, conductor=ConductorConfig(admission="early_rejection", slo=SLO(1.0, 0.1))),
+        A800,
     )
     refusal = simulation.conductor.schedule(
         TraceRequest(id="1", arrival_s=0.0, input_tokens=16_000, output_tokens=10), 0.0
@@ -213,7 +218,7 @@ def test_a_refusal_says_what_would_have_been_and_when_to_come_again() -> None:
 
 
 def test_every_instance_has_a_load() -> None:
-    simulation = Simulation(ClusterConfig(2, 2, conductor=ConductorConfig(slo=SLO(10.0, 0.2))), A800)
+    simulation = Simulation(ClusterConfig(prefill=2, decode=2, conductor=ConductorConfig(slo=SLO(10.0, 0.2))), A800)
     assert simulation.conductor.loads(0.0) == (
         {"p0": 0.0, "p1": 0.0},
         {"d0": COSTS.decode_s(0, 0) / 0.2, "d1": COSTS.decode_s(0, 0) / 0.2},

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from serving.conductor.admission import Margin
+from serving.conductor.admission import LearnedLimit
 from serving.conductor.estimators import Occupancy, OnlineRegression, OutputLengths
 from serving.conductor.load_order import LoadOrder
 
@@ -43,11 +43,11 @@ def test_occupancy_counts_running_and_coming_requests() -> None:
 
 def test_margin_settles_where_its_goal_of_requests_misses() -> None:
     rng = random.Random(0)
-    margin = Margin(goal=0.1)
+    limit = LearnedLimit(goal=0.1)
     for _ in range(5000):
-        # TBT grows with the margin and has some spread; 0.8 is where a tenth misses.
-        margin.observe(margin.value * rng.uniform(0.5, 1.3334) > 1)
-    assert margin.value == pytest.approx(0.8, abs=0.06)
+        # TBT grows with the limit and has some spread; 0.8 is where a tenth misses.
+        limit.observe(limit.value * rng.uniform(0.5, 1.3334) > 1)
+    assert limit.value == pytest.approx(0.8, abs=0.06)
 
 
 def test_load_order_is_sorted_after_any_changes() -> None:

@@ -9,7 +9,7 @@ import pytest
 from kvcache.prefix_index import PrefixIndex
 from serving.conductor import ClusterView
 from serving.conductor.errors import ConductorError
-from serving.conductor.placement import Choice, kvcache_centric, placement_policy
+from serving.conductor.placement import PrefillCandidate, kvcache_centric, placement_policy
 from serving.request import TraceRequest
 from serving.simulator.performance import mooncake_a800
 
@@ -25,10 +25,10 @@ class Queue:
     busy_s: float
     congestion_s: float = 0.0
 
-    def queue_s(self, now: float, order: float) -> float:
+    def queue_s(self, now: float, queue_key: float) -> float:
         return self.busy_s
 
-    def pull_wait_s(self, now: float, source: int) -> float:
+    def fetch_wait_s(self, now: float, source: int) -> float:
         return self.congestion_s
 
 
@@ -66,34 +66,34 @@ def test_best_of_all_instances(instances: int, threshold: float) -> None:
         ]
         view = view_of([rng.choice([0.0, rng.expovariate(0.5)]) for _ in range(instances)], held)
         request = request_of(blocks)
-        choice = kvcache_centric(threshold)(view, COSTS, request, math.inf, 0.0)
+        candidate = kvcache_centric(threshold)(view, COSTS, request, math.inf, 0.0)
         matches = [min(len(h), blocks) * 512 - (len(h) >= blocks) for h in held]
         best = min(predicted_s(view, request, i, matches, threshold) for i in range(instances))
-        assert choice.ttft_s == pytest.approx(best, rel=1e-12)
+        assert candidate.ttft_s == pytest.approx(best, rel=1e-12)
 
 
-def place(name: str, view: ClusterView, blocks: int, threshold: float = 1.0) -> Choice:
+def place(name: str, view: ClusterView, blocks: int, threshold: float = 1.0) -> PrefillCandidate:
     return placement_policy(name, threshold=threshold)(view, COSTS, request_of(blocks), math.inf, 0.0)
 
 
 def test_nothing_cached_goes_to_the_shortest_queue_and_pulls_nothing() -> None:
-    choice = place("kvcache_centric", view_of([3.0, 1.0], [range(0), range(0)]), 8)
-    assert (choice.index, choice.reused_tokens, choice.source) == (1, 0, None)
+    candidate = place("kvcache_centric", view_of([3.0, 1.0], [range(0), range(0)]), 8)
+    assert (candidate.index, candidate.reused_tokens, candidate.source) == (1, 0, None)
 
 
 def test_cached_elsewhere_only_is_pulled_at_any_finite_threshold() -> None:
-    choice = place("kvcache_centric", view_of([60.0, 0.0], [range(8), range(0)]), 8, threshold=1e9)
-    assert (choice.index, choice.source, choice.pulled_tokens) == (1, 0, 8 * 512 - 1)
+    candidate = place("kvcache_centric", view_of([60.0, 0.0], [range(8), range(0)]), 8, threshold=1e9)
+    assert (candidate.index, candidate.source, candidate.fetched_tokens) == (1, 0, 8 * 512 - 1)
 
 
 def test_infinite_threshold_never_pulls() -> None:
-    choice = place("cache_aware", view_of([60.0, 0.0], [range(8), range(0)]), 8)
-    assert (choice.index, choice.source) == (1, None)
+    candidate = place("cache_aware", view_of([60.0, 0.0], [range(8), range(0)]), 8)
+    assert (candidate.index, candidate.source) == (1, None)
 
 
 def test_whole_prompt_cached_still_computes_its_last_token() -> None:
-    choice = place("kvcache_centric", view_of([0.0], [range(8)]), 8)
-    assert choice.reused_tokens == 8 * 512 - 1
+    candidate = place("kvcache_centric", view_of([0.0], [range(8)]), 8)
+    assert candidate.reused_tokens == 8 * 512 - 1
 
 
 def test_congested_sender_is_left_alone_by_the_adaptive_threshold() -> None:
@@ -124,14 +124,14 @@ def test_what_is_on_a_slow_tier_counts_with_the_time_to_read_it() -> None:
     fast, slow = (range(8), range(0)), (range(2), range(2, 8))
     # Reading 6 blocks takes 3 s, which is more than computing 8.
     view = slow_view([0.1, 0.0], [fast, slow], slow_token=3.0 / (6 * 512))
-    choice = place("cache_aware", view, 9)
-    assert (choice.index, choice.reused_tokens) == (0, 8 * 512)
-    assert choice.ttft_s == pytest.approx(0.1 + COSTS.prefill_s(9 * 512, 8 * 512))
+    candidate = place("cache_aware", view, 9)
+    assert (candidate.index, candidate.reused_tokens) == (0, 8 * 512)
+    assert candidate.ttft_s == pytest.approx(0.1 + COSTS.prefill_s(9 * 512, 8 * 512))
     # Without a queue, equal matches are not equal: memory is faster.
     assert place("cache_aware", slow_view([0.0, 0.0], [slow, fast], 3.0 / (6 * 512)), 9).index == 1
     only_slow = place("least_loaded", slow_view([0.0], [slow], 3.0 / (6 * 512)), 9)
     assert only_slow.prefill_s == pytest.approx(3.0)
-    # Pulled from a peer, it is read there before it can be sent.
-    pulled = place("kvcache_centric", slow_view([60.0, 0.0], [slow, (range(0), range(0))], 1.0 / (6 * 512)), 9)
-    assert (pulled.index, pulled.source) == (1, 0)
-    assert pulled.pull_s == pytest.approx(1.0)
+    # Fetched from a peer, it is read there before it can be sent.
+    fetched = place("kvcache_centric", slow_view([60.0, 0.0], [slow, (range(0), range(0))], 1.0 / (6 * 512)), 9)
+    assert (fetched.index, fetched.source) == (1, 0)
+    assert fetched.fetch_s == pytest.approx(1.0)

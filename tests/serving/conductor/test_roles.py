@@ -26,10 +26,10 @@ class Instance:
     load: float
     kv_capacity_tokens: int = 10**6
 
-    def queue_s(self, now: float, order: float) -> float:
+    def queue_s(self, now: float, queue_key: float) -> float:
         return self.load
 
-    def pull_wait_s(self, now: float, source: int) -> float:
+    def fetch_wait_s(self, now: float, source: int) -> float:
         return 0.0
 
     @property
@@ -49,10 +49,10 @@ def view_of(queues_s: list[float], batches: list[int]) -> ClusterView:
     prefill = [Instance(f"p{i}", i, load) for i, load in enumerate(queues_s)]
     decode = [Instance(f"d{i}", i, load) for i, load in enumerate(batches)]
     view = ClusterView([*prefill], [*decode], 512)
-    for side in prefill:
-        view.prefill_order.set(side.index, side.load)
-    for side in decode:
-        view.decode_order.set(side.index, side.load)
+    for node in prefill:
+        view.prefill_order.set(node.index, node.load)
+    for node in decode:
+        view.decode_order.set(node.index, node.load)
     return view
 
 
@@ -128,11 +128,11 @@ def test_the_pool_that_gave_is_not_the_next_to_ask(prefill: int, decode: int, qu
         return
     step = 1 if changes[-1].role == DECODE else -1
     after = view_of([queue_s * prefill / (prefill + step)] * (prefill + step), [0] * (decode - step))
-    for side in after.decode:
-        after.decode_order.set(side.index, 0.0)
+    for node in after.decode:
+        after.decode_order.set(node.index, 0.0)
     spread = batch * decode / (decode - step)
-    for side in after.decode:
-        side.load = math.floor(spread)
+    for node in after.decode:
+        node.load = math.floor(spread)
     assert look(RoleController(CONFIG), after, 3)[-1] in (None, RoleChange(changes[-1].role, 0))
 
 

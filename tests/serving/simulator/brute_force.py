@@ -18,7 +18,7 @@ class Job:
     reused: int = 0
     prefill: int = 0
     decode: int = 0
-    pulled_s: float = 0.0
+    fetched_s: float = 0.0
     prefill_s: float = 0.0
     done: int = 0
     ttft_s: float = 0.0
@@ -87,8 +87,8 @@ class BruteForce:
         node = self.prefill[job.prefill]
         job.prefill_s = self.costs.prefill_s(request.input_tokens, job.reused)
         if source is not None:
-            pulled = job.reused - self.match(node, request)
-            job.pulled_s = self.transfer(self.prefill[source], node, now, pulled)
+            fetched = job.reused - self.match(node, request)
+            job.fetched_s = self.transfer(self.prefill[source], node, now, fetched)
         self.touch(node, request.keys)
         self.decode[job.decode].assigned.append(job)
         node.queue.append(job)
@@ -142,7 +142,7 @@ class BruteForce:
         if node.queue:
             job = node.queue.pop(0)
             job.started_s = now
-            duration_s = max(job.prefill_s, self.performance.load_token * job.reused, job.pulled_s - now)
+            duration_s = max(job.prefill_s, self.performance.load_token * job.reused, job.fetched_s - now)
             node.busy_until_s = now + duration_s
             self.at(node.busy_until_s, self.end_prefill, job, node)
 

@@ -96,8 +96,8 @@ def check_requests(simulation: Simulation, trace: Trace, performance: Performanc
 
 
 def check_leftovers(simulation: Simulation, trace: Trace) -> None:
-    for side in simulation.cluster.decode:
-        assert (side.assigned, side.assigned_tokens, side.present) == (0, 0, 0)
+    for node in simulation.cluster.decode:
+        assert (node.assigned, node.assigned_tokens, node.present) == (0, 0, 0)
     conductor = simulation.conductor
     assert (conductor.in_flight, conductor.deferred, conductor.occupancy.running) == (0, 0, 0)
     assert not any(conductor._decoding)

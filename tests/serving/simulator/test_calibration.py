@@ -21,7 +21,14 @@ def samples(factor: np.ndarray, rng: np.random.Generator) -> list[StepSample]:
         chunks = number % 2
         tokens = int(rng.integers(1, 17)) * chunks
         shape, context = ((2, 1, 16) if chunks else (2, 0, 0)), int(rng.integers(10, 4000))
-        work = StepWork(shape, int(rng.integers(1, 3)), context, chunks, tokens, tokens * (2 * context + tokens))
+        work = StepWork(
+            shape=shape,
+            decodes=int(rng.integers(1, 3)),
+            decode_tokens=context,
+            chunks=chunks,
+            prefill_tokens=tokens,
+            prefill_pairs=tokens * (2 * context + tokens),
+        )
         made.append(StepSample(work, MODEL.seconds(work) * share))
     return made
 

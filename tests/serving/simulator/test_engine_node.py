@@ -135,7 +135,7 @@ def test_runs_of_steps_equal_single_steps(seed: int) -> None:
     model = engine_model(
         page_size=16, num_pages=pages, max_batch=rng.choice([1, 5, 16]), token_budget=64, max_model_len=2048
     )
-    result = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(model)).run(trace)
+    result = Simulation(ClusterConfig(prefill=0, decode=0, coupled=1), performance_of(model)).run(trace)
     for outcome, (first_s, last_s, expected_tbt_s, hit) in zip(
         result.outcomes, serve_step_by_step(trace, model), strict=True
     ):
@@ -167,7 +167,7 @@ def test_noise_of_one_factor_is_a_slower_engine() -> None:
         prefill_pair=1.5e-8,
     )
     slower = dataclasses.replace(model, steps=steps)
-    config = ClusterConfig(0, 0, coupled=1)
+    config = ClusterConfig(prefill=0, decode=0, coupled=1)
     drawn = Simulation(config, performance_of(noisy(model, (1.5,), (1.5, 1.5)))).run(trace)
     even = Simulation(config, performance_of(slower)).run(trace)
     for one, other in zip(drawn.outcomes, even.outcomes, strict=True):
@@ -184,10 +184,15 @@ def test_steps_scatter_as_they_were_measured() -> None:
     trace = Trace("one", (TraceRequest(id="0", arrival_s=0.0, input_tokens=20, output_tokens=20_000),))
 
     def tbt(seed: int) -> float:
-        config = ClusterConfig(0, 0, coupled=1, conductor=ConductorConfig(seed=seed))
+        config = ClusterConfig(prefill=0, decode=0, coupled=1, conductor=ConductorConfig(seed=seed))
         return Simulation(config, performance_of(model)).run(trace).outcomes[0].tbt_s or 0.0
 
-    even = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(noisy(model, (), ()))).run(trace).outcomes[0].tbt_s
+    even = (
+        Simulation(ClusterConfig(prefill=0, decode=0, coupled=1), performance_of(noisy(model, (), ())))
+        .run(trace)
+        .outcomes[0]
+        .tbt_s
+    )
     assert tbt(0) == tbt(0)
     assert tbt(0) != tbt(1)
     assert tbt(0) == pytest.approx(4.0 * (even or 0.0), rel=0.1)
@@ -199,7 +204,9 @@ def test_decoding_alone_is_one_event_whatever_its_length() -> None:
         TraceRequest(id="0", arrival_s=0.0, input_tokens=100, output_tokens=2000),
         TraceRequest(id="1", arrival_s=0.0, input_tokens=50, output_tokens=3000),
     )
-    result = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(model)).run(Trace("two", requests))
+    result = Simulation(ClusterConfig(prefill=0, decode=0, coupled=1), performance_of(model)).run(
+        Trace("two", requests)
+    )
     assert all(outcome.outcome == COMPLETED for outcome in result.outcomes)
     # Two arrivals, one waking, seven chunks of at most 24 tokens, two runs of decode steps.
     assert result.events <= 14
@@ -209,7 +216,7 @@ def test_engines_behind_one_conductor_share_nothing_and_lose_nothing() -> None:
     trace = random_trace(random.Random(5), 200, 40.0)
     model = engine_model(page_size=16, num_pages=2000, max_batch=8, token_budget=512, max_model_len=32_768)
     conductor = ConductorConfig(placement="cache_aware", admission="baseline")
-    config = ClusterConfig(0, 0, coupled=3, conductor=conductor, failures=((2.0, 1),))
+    config = ClusterConfig(prefill=0, decode=0, coupled=3, conductor=conductor, failures=((2.0, 1),))
     first, again = (Simulation(config, performance_of(model)).run(trace) for _ in range(2))
     assert first == again
     assert [outcome.id for outcome in first.outcomes] == [request.id for request in trace.requests]
@@ -217,7 +224,9 @@ def test_engines_behind_one_conductor_share_nothing_and_lose_nothing() -> None:
 
 
 def test_an_engine_without_work_is_empty() -> None:
-    simulation = Simulation(ClusterConfig(0, 0, coupled=1), performance_of(engine_model(max_model_len=128)))
+    simulation = Simulation(
+        ClusterConfig(prefill=0, decode=0, coupled=1), performance_of(engine_model(max_model_len=128))
+    )
     requests = tuple(
         TraceRequest(id=str(i), arrival_s=0.01 * i, input_tokens=5 + i, output_tokens=1 + i) for i in range(30)
     )
@@ -235,7 +244,9 @@ def test_a_calibrated_engine_survives_its_file(tmp_path) -> None:
 def test_a_shape_that_was_not_measured_is_an_error() -> None:
     model = engine_model()
     with pytest.raises(SimulatorError, match=r"No step of shape \(9, 0, 0\)"):
-        model.steps.seconds(StepWork((9, 0, 0), 9, 100, 0, 0, 0))
+        model.steps.seconds(
+            StepWork(shape=(9, 0, 0), decodes=9, decode_tokens=100, chunks=0, prefill_tokens=0, prefill_pairs=0)
+        )
 
 
 def test_prompts_share_exactly_what_their_blocks_share() -> None:
@@ -280,8 +291,8 @@ def test_requests_of_an_engine_that_dies_go_on_elsewhere(seed: int) -> None:
     trace = random_trace(random.Random(seed), 80, 40.0)
     model = engine_model(page_size=16, num_pages=2000, max_batch=8, token_budget=512, max_model_len=32_768)
     config = ClusterConfig(
-        0,
-        0,
+        prefill=0,
+        decode=0,
         coupled=3,
         conductor=ConductorConfig(placement="cache_aware"),
         failures=((0.3, 1), (0.9, 2), (1.5, 1)),

@@ -73,8 +73,8 @@ def compare(trace: Trace, performance: Performance, sizes: dict[str, int], block
     )
     # Capacity is refused by the Conductor too, from a predicted output; the brute force has no such opinion.
     simulation = Simulation(config, performance)
-    for side in simulation.cluster.decode:
-        side.kv_capacity_tokens = 10**9
+    for node in simulation.cluster.decode:
+        node.kv_capacity_tokens = 10**9
     result = simulation.run(trace)
     jobs = BruteForce(performance, **sizes, blocks=blocks, size=SIZE, chunk=chunk).run(trace.requests)
     for outcome, job in zip(result.outcomes, jobs, strict=True):

@@ -42,7 +42,7 @@ def test_a_decode_node_dies_and_the_request_goes_on_from_its_last_token() -> Non
     blocks = tuple(range(16))
     request = TraceRequest(id="0", arrival_s=0.0, input_tokens=1000, output_tokens=200, keys=blocks)
     dies_s = 3.0
-    result = run(ClusterConfig(1, 2, failures=((dies_s, 1),)), request)
+    result = run(ClusterConfig(prefill=1, decode=2, failures=((dies_s, 1),)), request)
     first_s = COSTS.prefill_s(1000, 0)
     before = [t for t in decode_times(handover_s(1000, 0.0, first_s), 1001, 199) if t < dies_s]
     got = 1 + len(before)
@@ -64,7 +64,7 @@ def test_a_decode_node_dies_and_the_request_goes_on_from_its_last_token() -> Non
 
 def test_a_prefill_node_dies_at_work() -> None:
     result = run(
-        ClusterConfig(2, 1, failures=((0.4, 0),)),
+        ClusterConfig(prefill=2, decode=1, failures=((0.4, 0),)),
         TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=1, keys=tuple(range(125))),
     )
     (outcome,) = result.outcomes
@@ -75,7 +75,7 @@ def test_a_prefill_node_dies_at_work() -> None:
 
 def test_a_decode_node_dies_before_the_prefill_is_done() -> None:
     result = run(
-        ClusterConfig(1, 2, failures=((0.4, 1),)),
+        ClusterConfig(prefill=1, decode=2, failures=((0.4, 1),)),
         TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=20, keys=tuple(range(125))),
     )
     (outcome,) = result.outcomes
@@ -91,7 +91,7 @@ def slow_network() -> Performance:
 def test_kv_on_its_way_dies_with_its_sender() -> None:
     """8,000 tokens take 2.6 s at 1 GB/s, and prefill ends after 1 s."""
     request = TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=20, keys=tuple(range(125)))
-    result = run(ClusterConfig(2, 1, failures=((2.0, 0),)), request, performance=slow_network())
+    result = run(ClusterConfig(prefill=2, decode=1, failures=((2.0, 0),)), request, performance=slow_network())
     (outcome,) = result.outcomes
     ended_s = COSTS.prefill_s(8000, 0)
     assert outcome.ttft_s == pytest.approx(ended_s)
@@ -107,7 +107,7 @@ def test_kv_on_its_way_dies_with_its_sender() -> None:
 
 def test_kv_on_its_way_is_sent_again_when_its_receiver_dies() -> None:
     request = TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=20, keys=tuple(range(125)))
-    result = run(ClusterConfig(1, 2, failures=((2.0, 1),)), request, performance=slow_network())
+    result = run(ClusterConfig(prefill=1, decode=2, failures=((2.0, 1),)), request, performance=slow_network())
     (outcome,) = result.outcomes
     assert (outcome.decode, result.reruns, result.wasted_prefill_s) == ("d1", 0, 0.0)
     # The sender is through with the first transfer, in vain, before it begins the second.
@@ -116,7 +116,7 @@ def test_kv_on_its_way_is_sent_again_when_its_receiver_dies() -> None:
 
 
 def test_a_pull_whose_source_dies_is_computed_instead() -> None:
-    """p0 holds the prefix and is busy; its NIC is slow, so p1 still pulls when p0 dies."""
+    """p0 holds the prefix and is busy; its NIC is slow, so p1 still fetches when p0 dies."""
     blocks = tuple(range(100))
     requests = (
         TraceRequest(id="0", arrival_s=0.0, input_tokens=100 * SIZE, output_tokens=1, keys=blocks),
@@ -125,9 +125,9 @@ def test_a_pull_whose_source_dies_is_computed_instead() -> None:
         TraceRequest(id="3", arrival_s=5.1, input_tokens=100 * SIZE + 10, output_tokens=1, keys=(*blocks, 5000)),
     )
     performance = mooncake_a800(bandwidth=3e9)
-    whole = run(ClusterConfig(2, 1), *requests, performance=performance)
+    whole = run(ClusterConfig(prefill=2, decode=1), *requests, performance=performance)
     assert whole.hits_by_tier["remote"] == 100 * SIZE
-    result = run(ClusterConfig(2, 1, failures=((5.3, 0),)), *requests, performance=performance)
+    result = run(ClusterConfig(prefill=2, decode=1, failures=((5.3, 0),)), *requests, performance=performance)
     last = result.outcomes[3]
     assert (last.prefill, last.hit_tokens) == ("p1", 0)
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
@@ -168,8 +168,8 @@ def test_everything_is_completed_once_while_nodes_come_and_go(seed: int) -> None
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
     useful_s = result.prefill_s - result.wasted_prefill_s
     assert useful_s > 0
-    for side in simulation.cluster.decode:
-        assert (side.assigned, side.assigned_tokens, side.present) == (0, 0, 0)
+    for node in simulation.cluster.decode:
+        assert (node.assigned, node.assigned_tokens, node.present) == (0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
     held = sum(len(cache) for cache in simulation.cluster.caches)
     directory = simulation.cluster.view.directory
@@ -179,7 +179,7 @@ def test_everything_is_completed_once_while_nodes_come_and_go(seed: int) -> None
 
 def test_only_nodes_that_are_up_are_paid() -> None:
     request = TraceRequest(id="0", arrival_s=0.0, input_tokens=1000, output_tokens=100)
-    config = ClusterConfig(2, 2, failures=((1.0, 0), (2.0, 0), (2.5, 0)), joins=((1.5, 0), (2.0, 3)))
+    config = ClusterConfig(prefill=2, decode=2, failures=((1.0, 0), (2.0, 0), (2.5, 0)), joins=((1.5, 0), (2.0, 3)))
     result = run(config, request)
     end_s = result.outcomes[0].finished_s
     assert end_s > 2.5
@@ -189,9 +189,11 @@ def test_only_nodes_that_are_up_are_paid() -> None:
 
 def test_what_streams_and_finds_no_place_has_failed() -> None:
     request = TraceRequest(id="0", arrival_s=0.0, input_tokens=1000, output_tokens=100)
-    (outcome,) = run(ClusterConfig(1, 1, failures=((1.0, 1),)), request).outcomes
+    (outcome,) = run(ClusterConfig(prefill=1, decode=1, failures=((1.0, 1),)), request).outcomes
     assert outcome.outcome == "failed"
     assert 1 < outcome.output_tokens < 100
     assert outcome.ttft_s == pytest.approx(COSTS.prefill_s(1000, 0))
-    (outcome,) = run(ClusterConfig(1, 1, failures=((0.1, 0),)), dataclasses.replace(request, output_tokens=2)).outcomes
+    (outcome,) = run(
+        ClusterConfig(prefill=1, decode=1, failures=((0.1, 0),)), dataclasses.replace(request, output_tokens=2)
+    ).outcomes
     assert (outcome.outcome, outcome.output_tokens, outcome.ttft_s) == ("rejected", 0, None)

@@ -91,11 +91,11 @@ def test_a_prompt_longer_than_memory_overflows_whatever_the_policy(eviction: str
 
 def test_clusters_that_cannot_be_are_refused() -> None:
     with pytest.raises(SimulatorError, match="at least one of each"):
-        ClusterConfig(0, 3)
+        ClusterConfig(prefill=0, decode=3)
     with pytest.raises(SimulatorError, match="use one kind"):
-        ClusterConfig(1, 1, coupled=2)
+        ClusterConfig(prefill=1, decode=1, coupled=2)
     with pytest.raises(SimulatorError, match="there are nodes 0 to 1"):
-        ClusterConfig(1, 1, failures=((1.0, 2),))
+        ClusterConfig(prefill=1, decode=1, failures=((1.0, 2),))
 
 
 def test_decode_tables_interpolate_and_refuse_nonsense() -> None:

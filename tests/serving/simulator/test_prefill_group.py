@@ -89,7 +89,9 @@ def test_prompts_follow_each_other_through_the_stages(seed: int) -> None:
             )
         )
     chunk = rng.choice([1000, 8192])
-    result = simulate(Trace("t", tuple(requests)), ClusterConfig(stages, 1, cpp=stages, prefill_chunk=chunk))
+    result = simulate(
+        Trace("t", tuple(requests)), ClusterConfig(prefill=stages, decode=1, cpp=stages, prefill_chunk=chunk)
+    )
     model = A800.group(stages, chunk)
     ends = pipeline(model, [(request.arrival_s, request.input_tokens, 0) for request in requests])
     for outcome, request, end_s in zip(result.outcomes, requests, ends, strict=True):
@@ -105,7 +107,10 @@ def test_groups_win_on_long_prompts_at_low_load_and_lose_device_time() -> None:
         now += rng.expovariate(0.05)
         requests.append(TraceRequest(id=str(index), arrival_s=now, input_tokens=100_000, output_tokens=1))
     trace = Trace("long", tuple(requests))
-    alone, grouped = simulate(trace, ClusterConfig(4, 1)), simulate(trace, ClusterConfig(4, 1, cpp=4))
+    alone, grouped = (
+        simulate(trace, ClusterConfig(prefill=4, decode=1)),
+        simulate(trace, ClusterConfig(prefill=4, decode=1, cpp=4)),
+    )
     mean_s = [sum(o.ttft_s for o in result.outcomes) / 200 for result in (alone, grouped)]
     assert mean_s[1] < 0.4 * mean_s[0]
     # Each chunk pays the fixed cost of a prefill again.
@@ -125,8 +130,8 @@ def test_nothing_is_left_behind_when_groups_die(seed: int) -> None:
     rng = random.Random(seed)
     trace = random_trace(rng, 150, 10.0)
     config = ClusterConfig(
-        6,
-        2,
+        prefill=6,
+        decode=2,
         cpp=2,
         prefill_chunk=2048,
         host_blocks=200,
@@ -140,7 +145,7 @@ def test_nothing_is_left_behind_when_groups_die(seed: int) -> None:
     assert result == Simulation(config, performance).run(trace)
     assert all(outcome.outcome == "completed" for outcome in result.outcomes)
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
-    assert all(side.assigned == side.present == 0 for side in simulation.cluster.decode)
+    assert all(node.assigned == node.present == 0 for node in simulation.cluster.decode)
     held = sum(len(cache) for cache in simulation.cluster.caches)
     blocks = {block for request in trace.requests for block in request.keys}
     assert held == sum(simulation.cluster.view.directory.holders(block).bit_count() for block in blocks)
@@ -153,18 +158,18 @@ def test_a_group_has_the_memory_and_the_price_of_its_nodes() -> None:
         for i in range(2)
     )
     trace = Trace("twice", requests, SIZE)
-    alone = simulate(trace, ClusterConfig(2, 1, host_blocks=20))
-    grouped = simulate(trace, ClusterConfig(2, 1, host_blocks=20, cpp=2))
+    alone = simulate(trace, ClusterConfig(prefill=2, decode=1, host_blocks=20))
+    grouped = simulate(trace, ClusterConfig(prefill=2, decode=1, host_blocks=20, cpp=2))
     assert sum(alone.hits_by_tier.values()) < sum(grouped.hits_by_tier.values()) == 30 * SIZE - 1
     assert grouped.node_hours == pytest.approx(3 * grouped.outcomes[-1].finished_s / 3600)
 
 
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(SimulatorError, match="multiple of the group"):
-        ClusterConfig(3, 1, cpp=2)
+        ClusterConfig(prefill=3, decode=1, cpp=2)
     with pytest.raises(SimulatorError, match="keep their roles"):
-        ClusterConfig(4, 1, cpp=2, conductor=ConductorConfig(roles=RoleConfig()))
+        ClusterConfig(prefill=4, decode=1, cpp=2, conductor=ConductorConfig(roles=RoleConfig()))
     with pytest.raises(SimulatorError, match="nodes 0 to 2"):
-        ClusterConfig(4, 1, cpp=2, failures=((1.0, 3),))
+        ClusterConfig(prefill=4, decode=1, cpp=2, failures=((1.0, 3),))
     with pytest.raises(ConductorError, match="at least 1 of both"):
         A800.group(2, 0)

@@ -26,7 +26,7 @@ def test_mean_wait_is_that_of_m_d_1(load: float) -> None:
     for index in range(60_000):
         now += rng.expovariate(load / service_s)
         requests.append(TraceRequest(id=str(index), arrival_s=now, input_tokens=4096, output_tokens=1))
-    result = Simulation(ClusterConfig(1, 1), performance).run(Trace("poisson", tuple(requests)))
+    result = Simulation(ClusterConfig(prefill=1, decode=1), performance).run(Trace("poisson", tuple(requests)))
     waits = [outcome.ttft_s - service_s for outcome in result.outcomes if outcome.ttft_s is not None]
     # Pollaczek-Khinchine with constant service; 60,000 arrivals leave a few per cent of noise at load 0.8.
     assert sum(waits) / len(waits) == pytest.approx(load * service_s / (2 * (1 - load)), rel=0.06)
@@ -37,7 +37,9 @@ def test_mean_wait_is_that_of_m_d_1(load: float) -> None:
 def test_every_request_ends_once_and_the_same_way_again(placement: str, admission: str) -> None:
     trace = random_trace(random.Random(3), 300, 8.0)
     conductor = ConductorConfig(placement=placement, admission=admission, queue_order="shortest", seed=5)
-    config = ClusterConfig(2, 2, conductor=conductor, host_blocks=400, ssd_blocks=200, failures=((9.0, 1), (12.0, 3)))
+    config = ClusterConfig(
+        prefill=2, decode=2, conductor=conductor, host_blocks=400, ssd_blocks=200, failures=((9.0, 1), (12.0, 3))
+    )
     first, again = (Simulation(config, mooncake_a800()).run(trace) for _ in range(2))
     assert first == again
     assert [outcome.id for outcome in first.outcomes] == [request.id for request in trace.requests]
@@ -51,10 +53,10 @@ def test_every_request_ends_once_and_the_same_way_again(placement: str, admissio
 
 def test_nothing_is_left_in_the_cluster_after_a_run() -> None:
     trace = random_trace(random.Random(4), 300, 8.0)
-    simulation = Simulation(ClusterConfig(3, 2, host_blocks=100), mooncake_a800())
+    simulation = Simulation(ClusterConfig(prefill=3, decode=2, host_blocks=100), mooncake_a800())
     simulation.run(trace)
-    for side in simulation.cluster.decode:
-        assert (side.assigned, side.assigned_tokens, side.present, side.tokens) == (0, 0, 0, 0)
+    for node in simulation.cluster.decode:
+        assert (node.assigned, node.assigned_tokens, node.present, node.tokens) == (0, 0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
     held = sum(len(cache) for cache in simulation.cluster.caches)
     counted = sum(
@@ -67,7 +69,7 @@ def test_nothing_is_left_in_the_cluster_after_a_run() -> None:
 def test_learned_estimates_find_the_true_costs() -> None:
     trace = random_trace(random.Random(6), 2000, 3.0)
     performance = mooncake_a800()
-    simulation = Simulation(ClusterConfig(2, 2, conductor=ConductorConfig(learn=True)), performance)
+    simulation = Simulation(ClusterConfig(prefill=2, decode=2, conductor=ConductorConfig(learn=True)), performance)
     wrong = dataclasses.replace(performance.costs, prefill_base=0.0, prefill_token=3e-4)
     simulation.conductor.estimator = TimeEstimator(wrong, learn=True)
     simulation.run(trace)

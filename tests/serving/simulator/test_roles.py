@@ -25,7 +25,7 @@ def phases(seed: int, *lengths: tuple[float, float, int, int]) -> Trace:
 
 def simulate(trace: Trace, prefill: int, decode: int, roles: bool) -> SimulationResult:
     conductor = ROLES if roles else ConductorConfig()
-    return Simulation(ClusterConfig(prefill, decode, conductor=conductor), mooncake_a800()).run(trace)
+    return Simulation(ClusterConfig(prefill=prefill, decode=decode, conductor=conductor), mooncake_a800()).run(trace)
 
 
 def effective(result: SimulationResult) -> float:
@@ -39,7 +39,7 @@ LONG, SHORT = (3.0, 10_000, 20), (3.0, 500, 400)
 def test_a_load_that_shifts_is_followed_better_than_by_any_fixed_split() -> None:
     trace = phases(0, (600.0, *LONG), (600.0, *SHORT))
     recorder = Recorder(interval_s=60.0)
-    followed = Simulation(ClusterConfig(4, 4, conductor=ROLES), mooncake_a800(), recorder).run(trace)
+    followed = Simulation(ClusterConfig(prefill=4, decode=4, conductor=ROLES), mooncake_a800(), recorder).run(trace)
     assert followed.switches >= 3
     prefill = [sample.prefill_instances for sample in recorder.samples]
     assert max(prefill) > 4 > prefill[-1]
@@ -73,8 +73,8 @@ def test_nothing_is_left_behind_while_nodes_change_and_die(seed: int) -> None:
     trace = phases(seed, *((rng.uniform(40, 90), 5.0, *rng.choice([(9000, 10), (400, 300)])) for _ in range(5)))
     events = [(rng.uniform(0, 300), rng.randrange(8)) for _ in range(24)]
     config = ClusterConfig(
-        4,
-        4,
+        prefill=4,
+        decode=4,
         conductor=ConductorConfig(
             roles=RoleConfig(looks=1, cooldown_s=0.0), admission=rng.choice(["none", "deferred"])
         ),
@@ -85,8 +85,8 @@ def test_nothing_is_left_behind_while_nodes_change_and_die(seed: int) -> None:
     result = simulation.run(trace)
     assert result == Simulation(config, mooncake_a800()).run(trace)
     assert [outcome.id for outcome in result.outcomes] == [request.id for request in trace.requests]
-    for side in simulation.cluster.decode:
-        assert (side.assigned, side.assigned_tokens, side.present) == (0, 0, 0)
+    for node in simulation.cluster.decode:
+        assert (node.assigned, node.assigned_tokens, node.present) == (0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
     # A node has at most one role.
     roles = [
@@ -98,6 +98,6 @@ def test_nothing_is_left_behind_while_nodes_change_and_die(seed: int) -> None:
 
 def test_coupled_nodes_have_no_roles() -> None:
     with pytest.raises(SimulatorError, match="no roles to change"):
-        ClusterConfig(0, 0, coupled=2, conductor=ROLES)
+        ClusterConfig(prefill=0, decode=0, coupled=2, conductor=ROLES)
     with pytest.raises(SimulatorError, match="at least 0 s"):
-        ClusterConfig(1, 1, switch_s=-1.0)
+        ClusterConfig(prefill=1, decode=1, switch_s=-1.0)

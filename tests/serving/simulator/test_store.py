@@ -28,13 +28,13 @@ def test_what_was_written_through_survives_its_node() -> None:
         TraceRequest(id=str(i), arrival_s=20.0 * i, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS)
         for i in range(2)
     ]
-    config = ClusterConfig(2, 1, failures=((10.0, 0),), store_blocks=1000)
+    config = ClusterConfig(prefill=2, decode=1, failures=((10.0, 0),), store_blocks=1000)
     result = run(config, *requests)
     assert [outcome.prefill for outcome in result.outcomes] == ["p0", "p1"]
     assert result.hits_by_tier == {"host": 0, "ssd": 0, "remote": 0, "store": 100 * SIZE - 1}
-    # Pulling takes 24 ms and is done while the last token is computed.
-    pull_s = COSTS.transfer_s(100 * SIZE - 1)
-    assert result.outcomes[1].ttft_s == pytest.approx(max(pull_s, COSTS.prefill_s(100 * SIZE, 100 * SIZE - 1)))
+    # Fetching takes 24 ms and is done while the last token is computed.
+    fetch_s = COSTS.transfer_s(100 * SIZE - 1)
+    assert result.outcomes[1].ttft_s == pytest.approx(max(fetch_s, COSTS.prefill_s(100 * SIZE, 100 * SIZE - 1)))
 
 
 def test_without_memory_of_their_own_nodes_still_pull_from_the_store() -> None:
@@ -42,10 +42,10 @@ def test_without_memory_of_their_own_nodes_still_pull_from_the_store() -> None:
         TraceRequest(id=str(i), arrival_s=20.0 * i, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS)
         for i in range(3)
     ]
-    assert run(ClusterConfig(1, 1, host_blocks=0, store_blocks=1000), *requests).hits_by_tier["store"] == 2 * (
-        100 * SIZE - 1
-    )
-    assert run(ClusterConfig(1, 1, host_blocks=0), *requests).hits_by_tier["store"] == 0
+    assert run(ClusterConfig(prefill=1, decode=1, host_blocks=0, store_blocks=1000), *requests).hits_by_tier[
+        "store"
+    ] == 2 * (100 * SIZE - 1)
+    assert run(ClusterConfig(prefill=1, decode=1, host_blocks=0), *requests).hits_by_tier["store"] == 0
 
 
 def test_the_store_is_written_once_and_forgets_when_it_is_full() -> None:
@@ -53,12 +53,12 @@ def test_the_store_is_written_once_and_forgets_when_it_is_full() -> None:
         TraceRequest(id=str(i), arrival_s=20.0 * i, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS)
         for i in range(3)
     ]
-    simulation = Simulation(ClusterConfig(2, 1, store_blocks=1000), A800)
+    simulation = Simulation(ClusterConfig(prefill=2, decode=1, store_blocks=1000), A800)
     simulation.run(Trace("t", tuple(requests), SIZE))
     assert simulation.cluster.store is not None
     assert simulation.cluster.store.written_tokens == 100 * SIZE
     other = TraceRequest(id="1", arrival_s=20.0, input_tokens=60 * SIZE, output_tokens=1, keys=tuple(range(500, 560)))
-    small = run(ClusterConfig(1, 1, host_blocks=0, store_blocks=100), requests[0], other, requests[2])
+    small = run(ClusterConfig(prefill=1, decode=1, host_blocks=0, store_blocks=100), requests[0], other, requests[2])
     # The least recently used go first, and of those the end of the prompt.
     assert small.outcomes[2].hit_tokens == 40 * SIZE
 
@@ -71,7 +71,7 @@ def test_writes_take_the_network_of_their_node_behind_what_decode_waits_for() ->
     )
     ends = []
     for store_blocks in (0, 1000):
-        simulation = Simulation(ClusterConfig(1, 2, store_blocks=store_blocks, store_nics=1), slow)
+        simulation = Simulation(ClusterConfig(prefill=1, decode=2, store_blocks=store_blocks, store_nics=1), slow)
         outcomes = simulation.run(Trace("t", requests, SIZE)).outcomes
         ends.append([outcome.finished_s for outcome in outcomes])
     assert ends[1][0] == ends[0][0]
@@ -79,7 +79,7 @@ def test_writes_take_the_network_of_their_node_behind_what_decode_waits_for() ->
 
 
 def test_a_peer_reads_its_ssd_before_it_sends() -> None:
-    """The prefix left p0's memory for its SSD; p1 pulls it, at the speed of the SSD."""
+    """The prefix left p0's memory for its SSD; p1 fetches it, at the speed of the SSD."""
     requests = (
         TraceRequest(id="0", arrival_s=0.0, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS),
         TraceRequest(id="1", arrival_s=5.0, input_tokens=100, output_tokens=1),
@@ -88,9 +88,9 @@ def test_a_peer_reads_its_ssd_before_it_sends() -> None:
         TraceRequest(id="4", arrival_s=20.0, input_tokens=40_000, output_tokens=1),
         TraceRequest(id="5", arrival_s=20.0, input_tokens=100 * SIZE, output_tokens=1, keys=BLOCKS),
     )
-    config = ClusterConfig(2, 1, host_blocks=100, ssd_blocks=1000)
+    config = ClusterConfig(prefill=2, decode=1, host_blocks=100, ssd_blocks=1000)
     outcome = run(config, *requests).outcomes[5]
-    in_memory = ClusterConfig(2, 1, host_blocks=1000, ssd_blocks=1000)
+    in_memory = ClusterConfig(prefill=2, decode=1, host_blocks=1000, ssd_blocks=1000)
     fast = run(in_memory, *requests).outcomes[5]
     assert (outcome.prefill, outcome.hit_tokens) == (fast.prefill, fast.hit_tokens) == ("p1", 100 * SIZE - 1)
     assert outcome.ttft_s == pytest.approx(
@@ -104,8 +104,8 @@ def test_hits_of_all_tiers_are_the_hits(seed: int) -> None:
     rng = random.Random(seed)
     trace = random_trace(rng, 150, 8.0)
     config = ClusterConfig(
-        3,
-        2,
+        prefill=3,
+        decode=2,
         host_blocks=rng.choice([0, 50]),
         ssd_blocks=rng.choice([0, 100]),
         store_blocks=rng.choice([200, 5000]),
@@ -124,7 +124,9 @@ def test_hits_of_all_tiers_are_the_hits(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_directory_knows_what_is_on_which_ssd(seed: int) -> None:
     trace = random_trace(random.Random(seed), 200, 8.0)
-    simulation = Simulation(ClusterConfig(3, 1, host_blocks=60, ssd_blocks=100, failures=((9.0, 1),)), A800)
+    simulation = Simulation(
+        ClusterConfig(prefill=3, decode=1, host_blocks=60, ssd_blocks=100, failures=((9.0, 1),)), A800
+    )
     simulation.run(trace)
     directory = simulation.cluster.view.directory
     on_ssd = 0
@@ -137,7 +139,7 @@ def test_the_directory_knows_what_is_on_which_ssd(seed: int) -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(SimulatorError, match="which can pull"):
-        ClusterConfig(0, 0, coupled=2, store_blocks=100)
+    with pytest.raises(SimulatorError, match="which can fetch"):
+        ClusterConfig(prefill=0, decode=0, coupled=2, store_blocks=100)
     with pytest.raises(SimulatorError, match="at least 1 NIC"):
-        ClusterConfig(1, 1, store_blocks=100, store_nics=0)
+        ClusterConfig(prefill=1, decode=1, store_blocks=100, store_nics=0)

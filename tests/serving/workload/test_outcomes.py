@@ -12,7 +12,19 @@ from serving.workload.outcomes import COMPLETED, REJECTED, RequestOutcome, tbt_s
 
 def outcome(index: int, ttft_s: float | None, tbt: float | None, hit: int = 0, fate: str = COMPLETED) -> RequestOutcome:
     finished = float(index) if ttft_s is None else index + ttft_s + 1
-    return RequestOutcome(index, float(index), 100, 5, ttft_s, tbt, hit, "p0", "d0", fate, finished)
+    return RequestOutcome(
+        id=index,
+        arrival_s=float(index),
+        input_tokens=100,
+        output_tokens=5,
+        ttft_s=ttft_s,
+        tbt_s=tbt,
+        hit_tokens=hit,
+        prefill="p0",
+        decode="d0",
+        outcome=fate,
+        finished_s=finished,
+    )
 
 
 def test_totals_by_hand() -> None:

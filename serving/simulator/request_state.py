@@ -8,8 +8,8 @@ from serving.request import TraceRequest
 from serving.simulator.gaps import Progression, longest_mean
 
 
-@dataclasses.dataclass(slots=True)
-class Past:
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ResumedProgress:
     """What a request had got when a node died under it; it goes on elsewhere from there.
 
     Attributes:
@@ -40,15 +40,15 @@ class Past:
         )
 
 
-@dataclasses.dataclass(slots=True)
-class Flight:
+@dataclasses.dataclass(slots=True, kw_only=True)
+class RequestState:
     """Mutable state of one request; times in seconds of the simulation.
 
     Attributes:
         number: in order of arrival; where queues and batches order requests alike, the one that arrived first leads.
-        past: what it had got before a node died, if one did.
+        resumed: what it had got before a node died, if one did.
         placed_s: when the Conductor placed it.
-        pulled_s: when KV pulled from another node is here.
+        fetched_s: when KV fetched from another node is here.
         ssd_tokens: reused tokens that the prefill node must read from SSD.
         prefill_s: execution of its prefill, waiting for KV to load included.
         compute_s: device time of its prefill.
@@ -61,9 +61,9 @@ class Flight:
     number: int
     request: TraceRequest
     placement: Placement
-    past: Past | None = None
+    resumed: ResumedProgress | None = None
     placed_s: float = 0.0
-    pulled_s: float = 0.0
+    fetched_s: float = 0.0
     ssd_tokens: int = 0
     started_s: float = 0.0
     prefill_s: float = 0.0
@@ -74,32 +74,32 @@ class Flight:
     log_start: int = 0
     tbt_s: float | None = None
 
-    def pulls_from(self, source: int, now: float) -> bool:
+    def fetches_from(self, source: int, now: float) -> bool:
         """Whether its prefill waits for KV that is on its way from there."""
-        return self.placement.source == source and self.pulled_s > now and not self.first_token_s
+        return self.placement.source == source and self.fetched_s > now and not self.first_token_s
 
     def remember(self, gaps: list[Progression], last_token_s: float) -> None:
         """Keeps what it got on a node that is dying: `gaps` since its last prefill."""
         tokens = 1 + sum(count for _, _, count in gaps)
-        if self.past is None:
+        if self.resumed is None:
             placement = self.placement
-            self.past = Past(
-                self.request,
-                placement.prefill,
-                placement.reused_tokens,
-                self.first_token_s,
-                last_token_s,
-                tokens,
-                [*gaps],
+            self.resumed = ResumedProgress(
+                request=self.request,
+                prefill=placement.prefill,
+                hit_tokens=placement.reused_tokens,
+                first_token_s=self.first_token_s,
+                last_token_s=last_token_s,
+                tokens=tokens,
+                gaps=[*gaps],
             )
             return
-        self.past.gaps += gaps
-        self.past.tokens += tokens
-        self.past.last_token_s = last_token_s
+        self.resumed.gaps += gaps
+        self.resumed.tokens += tokens
+        self.resumed.last_token_s = last_token_s
 
     def longest_gaps_s(self, gaps: Iterable[Progression]) -> float:
         """TBT: mean of the longest tenth of all gaps, `gaps` being those since its last prefill."""
-        past = self.past
-        if past is None:
+        resumed = self.resumed
+        if resumed is None:
             return longest_mean(gaps, max(1, (self.request.output_tokens - 1) // 10))
-        return longest_mean([*past.gaps, *gaps], max(1, (past.request.output_tokens - 1) // 10))
+        return longest_mean([*resumed.gaps, *gaps], max(1, (resumed.request.output_tokens - 1) // 10))
