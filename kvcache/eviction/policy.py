@@ -111,16 +111,15 @@ class EvictionPolicy(abc.ABC):
 
     def evict(self) -> Hashable:
         """Removes and returns the block whose loss costs least. Raises `KVCacheError` where all are pinned."""
-        while True:
-            key = self._next()
-            if key is None:
-                raise KVCacheError(f"None of {len(self)} blocks can be evicted: unpin one, or lower what is asked for.")
+        while (key := self._next()) is not None:
             if key not in self._pins:
                 self._present.remove(key)
                 self._evicted(key)
-                self._orphan(key)
+                if self._parent:
+                    self._orphan(key)
                 return key
             self._aside.add(key)
+        raise KVCacheError(f"None of {len(self)} blocks can be evicted: unpin one, or lower what is asked for.")
 
     def remove(self, key: Hashable) -> None:
         """Forgets a block that left for other reasons than room. Raises `KVCacheError` where it is not here."""

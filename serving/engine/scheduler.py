@@ -5,6 +5,7 @@ import heapq
 import logging
 
 from kvcache.allocator import PageAllocator
+from kvcache.eviction import LRU
 from kvcache.layout import KVLayout
 from serving.engine.errors import EngineError, RequestRefusedError
 from serving.engine.loader import KVLoader
@@ -55,7 +56,7 @@ class Scheduler:
         eos_ids: frozenset[int] = frozenset(),
         loader: KVLoader | None = None,
     ):
-        self.allocator = PageAllocator(layout.num_pages)
+        self.allocator = PageAllocator(layout.num_pages, LRU(layout.num_pages))
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.preemptions = 0
@@ -178,7 +179,7 @@ class Scheduler:
                 sequence.phase is decode and self._layout.pages_for(len(sequence.tokens)) > sequence.page_table.length
             ):
                 if self.allocator.available:
-                    sequence.page_table.extend(self.allocator.allocate(1))
+                    sequence.page_table.extend(self.allocator.allocate(1).pages)
                 else:
                     self._preempt(max(other for other in self.running if other.phase is not SequencePhase.LOADING))
             if sequence.phase is decode:
@@ -208,7 +209,7 @@ class Scheduler:
             return None
         heapq.heappop(self.waiting)
         self.allocator.acquire(cached)
-        pages = self.allocator.allocate(new)
+        pages = self.allocator.allocate(new).pages
         sequence.take_pages(cached, pages)
         self.running.append(sequence)
         _logger.debug(

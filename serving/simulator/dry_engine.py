@@ -112,7 +112,7 @@ class DryEngine:
         chosen = [(sequence, steps, steps) for sequence in self._plan.decodes]
         for sequence, _, _ in chosen:
             if grow := self._pages_to_grow(sequence, steps):
-                sequence.page_table.extend(self._scheduler.allocator.allocate(grow))
+                sequence.page_table.extend(self._scheduler.allocator.allocate(grow).pages)
         for sequence, count in self._plan.prefills:
             chosen.append((sequence, count, int(sequence.pending == count)))
         for sequence, computed, generated in chosen:
