@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
+from kvcache import moves
+from kvcache.kv_block import KVBlock
 from kvcache.layout import KVLayout
 from kvcache.paged_cache import PagedKVCache
 from model.config import ModelConfig
@@ -53,6 +56,16 @@ class StepRunner(Protocol):
         """Dispatches one step: its KV goes into the pool. Returns logits float32 [R, V] of each row's last token."""
         ...
 
+    def extract(self, pages: Sequence[int], layers: range) -> KVBlock:
+        """Starts to copy the KV of `pages` in `layers` off the device; later steps do not change it."""
+        ...
+
+    def insert(self, pages: Sequence[int], block: KVBlock) -> Array:
+        """Dispatches the write of `block` into `pages`. Returns `done`: host memory of `block` may change once it is
+        ready, and no sooner.
+        """
+        ...
+
 
 class ModelRunner:
     """Runs a whole model on one mesh: owns the weights and the KV pool.
@@ -85,6 +98,19 @@ class ModelRunner:
     def compile(self, inputs: StepInputs, bucket: Bucket) -> None:
         """Implements `StepRunner.compile`."""
         self._compiled(inputs, bucket)
+
+    def extract(self, pages: Sequence[int], layers: range) -> KVBlock:
+        """Implements `StepRunner.extract` by `kvcache.moves.extract`."""
+        return moves.extract(self._cache, pages, layers)
+
+    def insert(self, pages: Sequence[int], block: KVBlock) -> Array:
+        """Implements `StepRunner.insert` by `kvcache.moves.insert`."""
+        self._cache, done = moves.insert(self._cache, pages, block)
+        return done
+
+    def warm_up_moves(self, max_pages: int, num_layers: int) -> None:
+        """Compiles `extract` and `insert` of up to `max_pages` pages in any `num_layers` layers; before `warm_up`."""
+        self._cache = moves.warm_up(self._cache, max_pages, num_layers)
 
     def step_temp_bytes(self, inputs: StepInputs, bucket: Bucket) -> int:
         """Scratch memory of the compiled step; far below the pool's size, because the pool is never copied."""

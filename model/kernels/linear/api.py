@@ -5,7 +5,6 @@ import types
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from model.kernels import target
 from model.kernels.linear import cpu_ffi, xla
@@ -52,11 +51,8 @@ def grouped_linear(x: jax.Array, weights: jax.Array, which: jax.Array, implement
         return _grouped(x, weights, which, implementation)
     if x.shape[1] > cpu_ffi.rows_it_wins(weights) or cpu_ffi.unsupported(x, weights):
         return _grouped(x, weights, which, "xla")
-    if target.platform() == "cpu":
-        return _grouped(x, weights, which, "cpu_ffi")
-    on = {"cpu": "cpu_ffi", "default": "xla"}
-    branches = {name: functools.partial(_grouped, implementation=backend) for name, backend in on.items()}
-    return lax.platform_dependent(x, weights, which, **branches)
+    on_cpu, elsewhere = (functools.partial(_grouped, implementation=backend) for backend in ("cpu_ffi", "xla"))
+    return target.by_platform(x, weights, which, cpu=on_cpu, default=elsewhere)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from model.kernels import target
 from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, tuning, xla
@@ -189,7 +188,7 @@ def _new_kv(
 
 def _write(cache_k: jax.Array, cache_v: jax.Array, new: NewKV, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
     on_cpu = cpu_ffi.write_kv if cpu_library.unavailable() is None else _scatter
-    return _by_platform(cache_k, cache_v, *new, slots, cpu=on_cpu, default=_scatter)
+    return target.by_platform(cache_k, cache_v, *new, slots, cpu=on_cpu, default=_scatter)
 
 
 def _scatter(
@@ -206,13 +205,6 @@ def _scatter(
         return pool.reshape(-1, head_dim).at[rows].set(x.reshape(-1, head_dim), mode="drop").reshape(pool.shape)
 
     return write(cache_k, k), write(cache_v, v)
-
-
-def _by_platform(*operands, cpu, default, **others):
-    """The function for the platform that the call is compiled for."""
-    if target.platform() == "cpu":
-        return cpu(*operands)
-    return lax.platform_dependent(*operands, cpu=cpu, default=default, **others)
 
 
 # The layers of a model make the same call: jitted, it is traced and its kernel compiled for the first of them only.
@@ -250,7 +242,7 @@ def _by_choice(choices: _Choices, run: Callable[[_Choice], Callable], *operands)
     """What `run` makes of the choice for the platform that the call is compiled for."""
     if choices[0].platform is None:
         return run(choices[0])(*operands)
-    return _by_platform(*operands, **{str(choice.platform): run(choice) for choice in choices})
+    return target.by_platform(*operands, **{str(choice.platform): run(choice) for choice in choices})
 
 
 def _choices(problem: Problem, implementation: str | None, blocks: Blocks | None = None) -> _Choices:

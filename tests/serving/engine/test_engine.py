@@ -205,6 +205,22 @@ def test_nothing_is_compiled_after_warm_up(model: Transformer) -> None:
     assert engine.stats().compiles_after_warm_up == 0
 
 
+@pytest.mark.parametrize("mesh", [None, "tp:2"])
+def test_moves_between_steps_compile_nothing_and_steps_neither(model: Transformer, mesh: str | None) -> None:
+    sizes = dataclasses.replace(SIZES, num_pages=62)
+    runner = ModelRunner(model, sizes, parse_mesh(mesh) if mesh else None)
+    runner.warm_up_moves(max_pages=3, num_layers=CONFIG.num_layers)
+    engine = Engine(runner, sizes)
+    engine.warm_up()
+    asked = prompts(3, seed=5)
+    first = engine.generate(asked, GREEDY)
+    for count in (1, 2, 3):
+        block = runner.extract(range(count), range(CONFIG.num_layers)).to_host()
+        runner.insert(range(61, 61 - count, -1), block).block_until_ready()
+    assert [generation.tokens for generation in engine.generate(asked, GREEDY)] == [g.tokens for g in first]
+    assert engine.stats().compiles_after_warm_up == 0
+
+
 def test_a_step_compiled_ahead_is_not_compiled_again(model: Transformer) -> None:
     runner = ModelRunner(model, dataclasses.replace(SIZES, num_pages=63))
     bucket = Bucket(2, 0, 0)
