@@ -13,7 +13,7 @@ from serving.simulator.calibration import StepSample
 from serving.simulator.dry_engine import DryEngine, engine_request
 from serving.token_times import TokenTimes
 from serving.workload.outcomes import COMPLETED, REJECTED, RequestOutcome, tbt_s
-from serving.workload.prompts import prompt_tokens
+from serving.workload.prompts import BYTE_IDS, PromptWriter
 from serving.workload.requests import Trace
 
 
@@ -107,7 +107,8 @@ class LiveEngine:
     def serve(self, trace: Trace) -> list[RequestOutcome]:
         # Made before the clock starts, salted by the run: an earlier run of the same prompts is no cache hit.
         salt = str(time.monotonic_ns())
-        requests = [self._request(request, trace.block_size, salt) for request in trace.requests]
+        prompts = PromptWriter(BYTE_IDS, trace.block_size, self._seed)
+        requests = [_engine_request(request, prompts.prompt(request), salt) for request in trace.requests]
         coming = deque(zip(trace.requests, requests, strict=True))
         running: dict[str, tuple[TraceRequest, TokenTimes]] = {}
         outcomes: dict[str, RequestOutcome] = {}
@@ -140,10 +141,10 @@ class LiveEngine:
                         self._progress(len(outcomes))
         return [outcomes[request.id] for request in trace.requests]
 
-    def _request(self, request: TraceRequest, block_size: int, salt: str) -> Request:
-        prompt = prompt_tokens(request, block_size, seed=self._seed)
-        made = engine_request(request.id, prompt, request.output_tokens, request.arrival_s, request.priority)
-        return dataclasses.replace(made, salt=salt)
+
+def _engine_request(request: TraceRequest, prompt: Sequence[int], salt: str) -> Request:
+    made = engine_request(request.id, prompt, request.output_tokens, request.arrival_s, request.priority)
+    return dataclasses.replace(made, salt=salt)
 
 
 def _token(request: TraceRequest, times: TokenTimes, event: TokenEvent, now: float) -> RequestOutcome | None:

@@ -10,9 +10,11 @@ from rich.live import Live
 from rich.table import Table
 
 from experiments.common.formats import count, milliseconds, percent
-from serving.replay import PromptWriter, Replay, ReplayError, ServerClient, fitting_block_size, replay, rescale
+from serving.replay import Replay, ReplayError, ServerClient, replay
 from serving.workload.outcomes import distribution
+from serving.workload.prompts import PromptWriter
 from serving.workload.requests import Trace
+from serving.workload.resize import fitting_block_size, rescale
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -43,7 +45,7 @@ class ReplayPlan:
 
 
 def run_replay(plan: ReplayPlan) -> Replay:
-    """Replays with a live line on the terminal. Raises ReplayError."""
+    """Replays with a live line on the terminal. Raises ReplayError, and TraceError where the model is too small."""
     return asyncio.run(_run(plan))
 
 

@@ -3,8 +3,5 @@
 from serving.replay.client import ServedModel as ServedModel
 from serving.replay.client import ServerClient as ServerClient
 from serving.replay.errors import ReplayError as ReplayError
-from serving.replay.prompts import PromptWriter as PromptWriter
 from serving.replay.replayer import Replay as Replay
 from serving.replay.replayer import replay as replay
-from serving.replay.scaling import fitting_block_size as fitting_block_size
-from serving.replay.scaling import rescale as rescale

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from serving.replay.client import Answer, ServerClient, completion_body
 from serving.replay.errors import ReplayError
-from serving.replay.prompts import PromptWriter
 from serving.replay.scrape import ServerCounters
 from serving.request import TraceRequest
 from serving.workload.outcomes import COMPLETED, FAILED, REJECTED, RequestOutcome, tbt_s
+from serving.workload.prompts import PromptWriter
 from serving.workload.requests import Trace
 
 _LEAD_S = 0.1  # from now to the clock's zero, so that the first request is not late

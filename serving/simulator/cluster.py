@@ -17,7 +17,7 @@ from serving.simulator.performance import Performance
 from serving.simulator.prefill_group import PrefillGroup
 from serving.simulator.request_state import RequestState
 from serving.simulator.store import RemoteStore
-from serving.workload.prompts import prompt_tokens
+from serving.workload.prompts import BYTE_IDS, PromptWriter
 
 _Ended = Callable[[RequestState, float], None]
 
@@ -96,8 +96,8 @@ class Cluster:
         if not self.engines:
             return CoupledNode(name, index, performance, config.max_batch, at, decoded, cache, prefilled, config.chunk)
 
-        def prompt(request: TraceRequest) -> tuple[int, ...]:
-            return prompt_tokens(request, self.view.block_size)
+        def prompt(request: TraceRequest) -> list[int]:
+            return PromptWriter(BYTE_IDS, self.view.block_size).prompt(request)
 
         return EngineNode(name, index, performance, at, decoded, cache, prefilled, prompt, config.conductor.seed)
 

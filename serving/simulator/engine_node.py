@@ -7,7 +7,7 @@ steps scatter, each is drawn from that, and runs end after `_LONGEST_RUN` steps.
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from serving.request import TraceRequest
 from serving.simulator.batch import Timer
@@ -44,7 +44,7 @@ class EngineNode:
         finished: Callable[[RequestState, float], None],
         cache: NodeCache,
         prefilled: Callable[[RequestState, float], None],
-        prompt: Callable[[TraceRequest], tuple[int, ...]],
+        prompt: Callable[[TraceRequest], Sequence[int]],
         seed: int,
     ) -> None:
         if performance.engine is None:

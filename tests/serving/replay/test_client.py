@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from serving.replay import PromptWriter, Replay, ReplayError, ServerClient, replay
+from serving.replay import Replay, ReplayError, ServerClient, replay
 from serving.replay.client import completion_body
 from serving.replay.scrape import ServerCounters
 from serving.request import TraceRequest
+from serving.workload.prompts import PromptWriter
 from serving.workload.requests import Trace
 
 Said = list[bytes]

@@ -20,7 +20,7 @@ from serving.simulator.performance import Performance, mooncake_a800, read_perfo
 from serving.simulator.simulation import Simulation
 from serving.simulator.steps import EngineModel, StepModel, StepWork
 from serving.workload.outcomes import COMPLETED, tbt_s
-from serving.workload.prompts import prompt_tokens
+from serving.workload.prompts import BYTE_IDS, PromptWriter
 from serving.workload.requests import Trace
 from tests.serving.simulator.test_equivalence import SIZE, random_trace
 
@@ -98,14 +98,14 @@ def test_every_step_is_the_one_that_the_engine_computes(pages: int, preempts: bo
 
 def serve_step_by_step(trace: Trace, model: EngineModel) -> list[tuple[float, float, float | None, int]]:
     """(time of the first token, of the last, TBT, hit tokens) of each request, one engine step after the other."""
-    dry = DryEngine(model)
+    dry, prompts = DryEngine(model), PromptWriter(BYTE_IDS, trace.block_size)
     coming, now, stamps, hits = list(trace.requests), 0.0, {}, {}
     while coming or dry.has_work:
         if not dry.has_work:
             now = max(now, coming[0].arrival_s + 1e-4)
         while coming and coming[0].arrival_s <= now:
             r = coming.pop(0)
-            dry.add(engine_request(r.id, prompt_tokens(r, trace.block_size), r.output_tokens, r.arrival_s))
+            dry.add(engine_request(r.id, prompts.prompt(r), r.output_tokens, r.arrival_s))
             stamps[r.id] = []
         work = dry.plan()
         assert work is not None
@@ -247,17 +247,6 @@ def test_a_shape_that_was_not_measured_is_an_error() -> None:
         model.steps.seconds(
             StepWork(shape=(9, 0, 0), decodes=9, decode_tokens=100, chunks=0, prefill_tokens=0, prefill_pairs=0)
         )
-
-
-def test_prompts_share_exactly_what_their_blocks_share() -> None:
-    one = prompt_tokens(TraceRequest(id="0", arrival_s=0.0, input_tokens=20, output_tokens=1, keys=(7, 8, 9)), 8)
-    two = prompt_tokens(TraceRequest(id="1", arrival_s=0.0, input_tokens=18, output_tokens=1, keys=(7, 8, 4)), 8)
-    assert len(one) == 20
-    assert one[:16] == two[:16]
-    assert one[16:18] != two[16:18]
-    assert prompt_tokens(TraceRequest(id="0", arrival_s=0.0, input_tokens=20, output_tokens=1), 8) != prompt_tokens(
-        TraceRequest(id="1", arrival_s=0.0, input_tokens=20, output_tokens=1), 8
-    )
 
 
 def test_what_the_engine_refuses_the_simulator_rejects() -> None:
