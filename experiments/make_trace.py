@@ -12,7 +12,8 @@ from absl import app, flags
 from experiments.common import flags as common
 from experiments.common import results
 from serving.workload.requests import Trace
-from serving.workload.synthetic import Lengths, chat, documents, write_mooncake
+from serving.workload.synthetic import Lengths, chat, documents
+from serving.workload.traces import write_mooncake
 
 TRACE_OUT = flags.DEFINE_string("trace_out", None, "File to write.", required=True)
 SESSIONS = flags.DEFINE_integer("sessions", 60, "Conversations, or questions.", lower_bound=1)

@@ -2,9 +2,6 @@
 
 import dataclasses
 import itertools
-import json
-import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,7 +52,7 @@ def arrivals(count: int, rate: float, rng: Generator, cv: float = 1.0) -> np.nda
 
 
 @dataclasses.dataclass(frozen=True)
-class Phase:
+class LoadPhase:
     """A load for some time: `rate` requests per second (a Poisson process) for `seconds`."""
 
     seconds: float
@@ -67,12 +64,12 @@ class Phase:
         if not (self.seconds > 0 and self.rate > 0):
             raise TraceError(f"A phase of {self.seconds} s at {self.rate} requests per second; both must be above 0.")
 
-    def lasting(self, seconds: float) -> "Phase":
+    def lasting(self, seconds: float) -> "LoadPhase":
         """The same load for another time."""
         return dataclasses.replace(self, seconds=seconds)
 
 
-def phased(phases: Sequence[Phase], *, seed: int) -> Trace:
+def phased(phases: Sequence[LoadPhase], *, seed: int) -> Trace:
     """Loads that follow one another, prompts sharing nothing; a `TraceError` where not one request arrives."""
     rng = np.random.default_rng(seed)
     start_s, requests = 0.0, []
@@ -251,16 +248,3 @@ def documents(
             )
         )
     return Trace("documents", tuple(made), block_size)
-
-
-def write_mooncake(path: str | os.PathLike[str], trace: Trace) -> None:
-    """Writes a trace in Mooncake's format (times in whole milliseconds)."""
-    with pathlib.Path(path).open("w", encoding="utf-8") as file:
-        for request in trace.requests:
-            record = {
-                "timestamp": round(request.arrival_s * 1000),
-                "input_length": request.input_tokens,
-                "output_length": request.output_tokens,
-                "hash_ids": list(request.keys),
-            }
-            file.write(json.dumps(record) + "\n")

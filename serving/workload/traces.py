@@ -1,28 +1,19 @@
-"""Reads public traces by content: Mooncake's JSON Lines, with the field names other tools use, and Azure's CSV."""
+"""Reads public traces by content, Mooncake's JSON Lines or Azure's CSV, and writes Mooncake's.
 
-import csv
+Blocks of another size than Mooncake's 512 tokens add a `block_size` to each line, which other readers skip.
+"""
+
 import dataclasses
 import itertools
 import json
 import os
 import pathlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 from serving.request import TraceRequest
 from serving.workload.errors import TraceError
 from serving.workload.requests import Trace
-
-MOONCAKE_BLOCK_SIZE = 512
-_MILLISECOND = 1e-3
-
-_STAMP_MS = ("timestamp", "timestamp_ms", "arrival_time_ms")
-_STAMP_S = ("arrived_at", "arrival_s", "TIMESTAMP_S")
-_INPUT = ("input_length", "input_tokens", "num_prefill_tokens", "ContextTokens", "prompt_tokens", "isl")
-_OUTPUT = ("output_length", "output_tokens", "num_decode_tokens", "GeneratedTokens", "completion_tokens", "osl")
-_BLOCKS = ("hash_ids", "block_ids", "block_hashes")
-_TENANT = ("tenant", "user_id")
+from serving.workload.trace_lines import mooncake_record, read_requests
 
 
 def read_trace(
@@ -37,8 +28,9 @@ def read_trace(
     """Reads a trace file.
 
     Args:
-        path: Mooncake JSON Lines (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`) or a CSV with a
-            header (Azure: `arrived_at` in s, `num_prefill_tokens`, `num_decode_tokens`).
+        path: Mooncake JSON Lines (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`, and `block_size`
+            where that is not 512) or a CSV with a header (Azure: `arrived_at` in s, `num_prefill_tokens`,
+            `num_decode_tokens`).
         start: skips so many requests; arrivals count from the first that is left.
         limit: takes at most so many.
         speed: divides arrival times; 2 offers twice the load.
@@ -56,99 +48,20 @@ def read_trace(
     if not path.is_file():
         raise TraceError(f"{path} is not a file; name a Mooncake JSONL or an Azure CSV trace.")
     with path.open(encoding="utf-8", newline="") as file:
-        requests = list(_requests(path, file))
+        requests, block_size = read_requests(path, file)
     requests, notes = _clean(requests)
     requests = requests[start : None if limit is None else start + limit]
     if not requests:
         raise TraceError(f"{path} has no requests from number {start} on; choose another file or a smaller `start`.")
     requests = _retime(requests, speed, jitter_s, seed)
-    return Trace(path.stem, tuple(requests), MOONCAKE_BLOCK_SIZE, tuple(notes))
+    return Trace(path.stem, tuple(requests), block_size, tuple(notes))
 
 
-def _requests(path: pathlib.Path, lines: Iterable[str]) -> Iterator[TraceRequest]:
-    numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    first = next(numbered, None)
-    if first is None:
-        raise TraceError(f"{path} is empty; a trace needs at least one request.")
-    numbered = itertools.chain([first], numbered)
-    records = _json_records if first[1].lstrip().startswith("{") else _csv_records
-    for index, (number, record) in enumerate(records(path, numbered)):
-        try:
-            yield _request(index, record)
-        except (KeyError, TypeError, ValueError) as error:
-            reason = error.args[0] if error.args else error
-            raise TraceError(f"{path}, line {number}: {reason}. Mend or remove the line.") from error
-
-
-def _json_records(path: pathlib.Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise TraceError(f"{path}, line {number}: not JSON ({error}). Mend or remove the line.") from error
-        if not isinstance(record, dict):
-            raise TraceError(f"{path}, line {number}: {line.strip()[:40]} is not an object. Mend or remove the line.")
-        yield number, record
-
-
-def _csv_records(path: pathlib.Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    lines = iter(lines)
-    header = next(csv.reader([next(lines)[1]]))
-    if not set(header) & {*_INPUT}:
-        raise TraceError(f"{path}, line 1: neither a JSON object nor a CSV header with one of {', '.join(_INPUT)}.")
-    for number, line in lines:
-        fields = next(csv.reader([line]))
-        if len(fields) != len(header):
-            raise TraceError(
-                f"{path}, line {number}: {len(fields)} fields, the header has {len(header)}. Mend or remove the line."
-            )
-        yield number, dict(zip(header, fields, strict=True))
-
-
-def _field(record: Mapping[str, Any], names: tuple[str, ...], read: Callable[[Any], Any], default: Any = None) -> Any:
-    for name in names:
-        if name in record:
-            try:
-                return read(record[name])
-            except (TypeError, ValueError):
-                raise ValueError(f"`{name}` is {record[name]!r}") from None
-    if default is None:
-        raise KeyError(f"no `{names[0]}`")
-    return default
-
-
-def _count(value: Any) -> int:
-    number = int(value)
-    if number < 0 or number != float(value) or isinstance(value, bool):
-        raise ValueError
-    return number
-
-
-def _seconds(value: Any) -> float:
-    number = float(value)
-    if not 0 <= number < float("inf"):
-        raise ValueError
-    return number
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise ValueError
-    return tuple(value)
-
-
-def _request(index: int, record: Mapping[str, Any]) -> TraceRequest:
-    in_ms = any(name in record for name in _STAMP_MS)
-    stamp = _field(record, _STAMP_MS if in_ms else _STAMP_S, _seconds)
-    return TraceRequest(
-        id=str(index),
-        arrival_s=stamp * _MILLISECOND if in_ms else stamp,
-        input_tokens=_field(record, _INPUT, _count),
-        output_tokens=_field(record, _OUTPUT, _count),
-        keys=_field(record, _BLOCKS, _ids, ()),
-        tenant=_field(record, _TENANT, str, ""),
-        priority=_field(record, ("priority",), int, 0),
-    )
+def write_mooncake(path: str | os.PathLike[str], trace: Trace) -> None:
+    """Writes JSON Lines that `read_trace` reads back but for names and notes; times in whole milliseconds."""
+    with pathlib.Path(path).open("w", encoding="utf-8") as file:
+        for request in trace.requests:
+            file.write(json.dumps(mooncake_record(request, trace.block_size)) + "\n")
 
 
 def _clean(requests: list[TraceRequest]) -> tuple[list[TraceRequest], list[str]]:

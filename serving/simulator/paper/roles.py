@@ -10,13 +10,13 @@ from serving.conductor import ConductorConfig, RoleConfig
 from serving.simulator.paper.runs import SLOS, disaggregated
 from serving.workload.outcomes import totals
 from serving.workload.requests import Trace
-from serving.workload.synthetic import Lengths, Phase, phased
+from serving.workload.synthetic import Lengths, LoadPhase, phased
 from serving.workload.traces import read_trace
 
 _FIXED, _FOLLOWING = ConductorConfig(slo=SLOS), ConductorConfig(slo=SLOS, roles=RoleConfig())
 # Long prompts with short answers, and the reverse: four or more of eight nodes must prefill, then five or more decode.
-_LONG = Phase(1.0, 3.0, Lengths(10_000), Lengths(20))
-_SHORT = Phase(1.0, 3.0, Lengths(500), Lengths(400))
+_LONG = LoadPhase(1.0, 3.0, Lengths(10_000), Lengths(20))
+_SHORT = LoadPhase(1.0, 3.0, Lengths(500), Lengths(400))
 _TOTAL_S = 1200.0
 
 

@@ -13,14 +13,16 @@ from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation
 from serving.workload.outcomes import totals
 from serving.workload.requests import Trace
-from serving.workload.synthetic import Lengths, Phase, phased
+from serving.workload.synthetic import Lengths, LoadPhase, phased
 
 ROLES = ConductorConfig(roles=RoleConfig())
 
 
 def phases(seed: int, *lengths: tuple[float, float, int, int]) -> Trace:
     """Phases of (seconds, rate, input tokens, output tokens)."""
-    return phased([Phase(s, rate, Lengths(tokens), Lengths(output)) for s, rate, tokens, output in lengths], seed=seed)
+    return phased(
+        [LoadPhase(s, rate, Lengths(tokens), Lengths(output)) for s, rate, tokens, output in lengths], seed=seed
+    )
 
 
 def simulate(trace: Trace, prefill: int, decode: int, roles: bool) -> SimulationResult:

@@ -1,14 +1,11 @@
 """Synthetic workloads have the rates, lengths and hit rates that were asked for; the same seed, the same workload."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
 from serving.workload.errors import TraceError
 from serving.workload.requests import Trace
-from serving.workload.synthetic import Lengths, Phase, arrivals, chat, documents, phased, prefix_tree, write_mooncake
-from serving.workload.traces import read_trace
+from serving.workload.synthetic import Lengths, LoadPhase, arrivals, chat, documents, phased, prefix_tree
 
 
 def unlimited_hit_rate(trace: Trace) -> float:
@@ -73,20 +70,6 @@ def test_chats_repeat_their_history() -> None:
     assert 0.3 < unlimited_hit_rate(trace) < 0.95
 
 
-def test_written_traces_are_read_back(tmp_path: pathlib.Path) -> None:
-    trace = make_chat()
-    write_mooncake(tmp_path / "chat.jsonl", trace)
-    back = read_trace(tmp_path / "chat.jsonl")
-    origin = round(trace.requests[0].arrival_s, 3)
-    for ours, theirs in zip(trace.requests, back.requests, strict=True):
-        assert (ours.input_tokens, ours.output_tokens, ours.keys) == (
-            theirs.input_tokens,
-            theirs.output_tokens,
-            theirs.keys,
-        )
-        assert ours.arrival_s - origin == pytest.approx(theirs.arrival_s, abs=2e-3)
-
-
 def test_impossible_workloads_are_refused(rng: np.random.Generator) -> None:
     with pytest.raises(TraceError, match="not possible"):
         Lengths(5, low=10)
@@ -97,7 +80,7 @@ def test_impossible_workloads_are_refused(rng: np.random.Generator) -> None:
 
 
 def test_phases_follow_one_another_with_their_own_rates_and_lengths() -> None:
-    first, second = Phase(100.0, 20.0, Lengths(1000), Lengths(10)), Phase(50.0, 5.0, Lengths(10), Lengths(300))
+    first, second = LoadPhase(100.0, 20.0, Lengths(1000), Lengths(10)), LoadPhase(50.0, 5.0, Lengths(10), Lengths(300))
     trace = phased([first, second], seed=1)
     assert trace == phased([first, second], seed=1) != phased([first, second], seed=2)
     early = [request for request in trace.requests if request.arrival_s < 100.0]
@@ -114,9 +97,9 @@ def test_phases_follow_one_another_with_their_own_rates_and_lengths() -> None:
 
 def test_phases_that_bring_nothing_are_refused() -> None:
     with pytest.raises(TraceError, match="bring no request"):
-        phased([Phase(1e-9, 1.0, Lengths(10), Lengths(10))], seed=0)
+        phased([LoadPhase(1e-9, 1.0, Lengths(10), Lengths(10))], seed=0)
     with pytest.raises(TraceError, match="must be above 0"):
-        Phase(0.0, 1.0, Lengths(10), Lengths(10))
+        LoadPhase(0.0, 1.0, Lengths(10), Lengths(10))
 
 
 def test_documents_are_asked_for_by_popularity() -> None:

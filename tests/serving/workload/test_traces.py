@@ -1,13 +1,21 @@
 """Reading traces: every format and alias, and what is said of lines that are wrong."""
 
+import dataclasses
 import json
 import pathlib
+import random
 import re
+import tempfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serving.workload.errors import TraceError
-from serving.workload.traces import read_trace
+from serving.workload.requests import Trace
+from serving.workload.resize import rescale
+from serving.workload.traces import read_trace, write_mooncake
+from tests.serving.workload.strategies import traces
 
 LINE = {"timestamp": 3000, "input_length": 700, "output_length": 5, "hash_ids": [0, 7]}
 
@@ -33,6 +41,29 @@ def test_csv_with_a_header(tmp_path: pathlib.Path) -> None:
     assert trace.duration_s == 4.25
 
 
+@given(traces(), st.sampled_from([512, 64, 16, 1]), st.randoms())
+def test_written_traces_are_read_back(trace: Trace, block_size: int, rng: random.Random) -> None:
+    trace = rescale(trace, block_size, max_tokens=1 << 20)
+    requests = [
+        dataclasses.replace(r, tenant=rng.choice(["", "a"]), priority=rng.choice([0, -1, 2])) for r in trace.requests
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "trace.jsonl"
+        write_mooncake(path, dataclasses.replace(trace, requests=tuple(requests)))
+        back = read_trace(path)
+    assert back.block_size == block_size
+    assert [dataclasses.replace(r, arrival_s=0.0) for r in back.requests] == [
+        dataclasses.replace(r, arrival_s=0.0) for r in requests
+    ]
+    assert [r.arrival_s for r in back.requests] == pytest.approx([r.arrival_s for r in requests], abs=1e-3)
+
+
+def test_blocks_of_mooncakes_size_are_not_spelled_out(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, LINE)
+    write_mooncake(tmp_path / "again.jsonl", read_trace(path))
+    assert json.loads((tmp_path / "again.jsonl").read_text()) == LINE | {"timestamp": 0}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -43,6 +74,8 @@ def test_csv_with_a_header(tmp_path: pathlib.Path) -> None:
         ({**LINE, "timestamp": "soon"}, "line 2: `timestamp` is 'soon'"),
         ({**LINE, "timestamp": float("nan")}, "line 2: `timestamp` is nan"),
         ({**LINE, "hash_ids": ["a"]}, "line 2: `hash_ids` is ['a']"),
+        ({**LINE, "block_size": 0}, "line 2: `block_size` is 0"),
+        ({**LINE, "block_size": 64}, "line 2: `block_size` is 64, and 512 in the lines before"),
         ({"timestamp": 1, "output_length": 3}, "line 2: no `input_length`"),
     ],
 )
