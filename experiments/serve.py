@@ -115,8 +115,9 @@ def main(argv: list[str]) -> None:
     except (CheckpointError, ConfigError, EngineError, MeshError, ServerError) as error:
         raise SystemExit(str(error)) from error
     name = SERVED_MODEL_NAME.value or pathlib.Path(MODEL.value).resolve().name
+    backend = EngineWorker(engine, max_open_requests=MAX_OPEN.value)
     application = create_app(
-        EngineWorker(engine, max_open_requests=MAX_OPEN.value),
+        backend,
         tokenizer,
         model_name=name,
         max_model_len=engine.max_model_len,
@@ -127,7 +128,10 @@ def main(argv: list[str]) -> None:
         f"Serving {name} at {url_of(bound)}: {config.parameter_count / 1e6:.1f} M parameters, context "
         f"{engine.max_model_len} tokens, {engine.stats().pages_total} KV pages of {sizes.page_size} tokens."
     )
-    serve(application, bound, drain_s=DRAIN_S.value, log_level=LOG_LEVEL.value)
+    try:
+        serve(application, backend, bound, drain_s=DRAIN_S.value, log_level=LOG_LEVEL.value)
+    except ServerError as error:
+        raise SystemExit(str(error)) from error
     console.print("Stopped.")
 
 

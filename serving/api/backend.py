@@ -38,6 +38,13 @@ class RejectedError(BackendError):
         self.rejection = rejection
 
 
+class RequestFailedError(BackendError):
+    """The backend raised on one request, which is lost; it goes on with the others."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"The server failed on this request: {type(error).__name__}: {error}")
+
+
 class BackendFailedError(BackendError):
     """The backend raised: its requests are lost, and it takes no more."""
 
@@ -73,8 +80,8 @@ class Backend(Protocol):
     async def submit(self, requests: Sequence[Request]) -> Submission:
         """Queues all of `requests` or none, and returns once they are accepted; tokens arrive in the submission.
 
-        Raises QueueFullError, RejectedError, BackendFailedError, or RequestRefusedError for a request that can never
-        be served. `Submission.take` raises the former three when they happen later.
+        Raises QueueFullError, RejectedError, RequestFailedError, BackendFailedError, or RequestRefusedError for a
+        request that can never be served. `Submission.take` raises a BackendError that happens later.
         """
         ...
 

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from model.tokenizer import Tokenizer
-from serving.api.backend import Backend, BackendError, QueueFullError, RejectedError
+from serving.api.backend import Backend, BackendError, QueueFullError, RejectedError, RequestFailedError
 from serving.api.detokenize import TextDelta, joined, text_deltas
 from serving.api.errors import ApiError, invalid, rejected
 from serving.api.metrics import ServerMetrics
@@ -20,6 +21,8 @@ from serving.api.schemas import GenerationBody
 from serving.api.streams import Submission
 from serving.engine.errors import RequestRefusedError
 from serving.request import Request
+
+_logger = logging.getLogger(__name__)
 
 # nginx and others would otherwise collect a stream before they pass it on.
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -74,7 +77,7 @@ def _api_error(error: BackendError, services: Services) -> ApiError:
         return rejected(str(error), error.rejection)
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), retry_after_s=services.metrics.seconds_until_a_place())
-    return ApiError(503, str(error))
+    return ApiError(500 if isinstance(error, RequestFailedError) else 503, str(error))
 
 
 async def _whole(submission: Submission, deltas: AsyncIterator[TextDelta], renderer: Renderer) -> Response:
@@ -128,6 +131,10 @@ async def _events(
             yield sent(renderer.chunk(delta))
     except BackendError as error:
         yield _event(_api_error(error, services).body)
+    except Exception as error:
+        # The status is sent: only an event can tell the client that the stream is cut short.
+        _logger.exception("A stream failed.")
+        yield _event(_api_error(RequestFailedError(error), services).body)
     else:
         if with_usage:
             yield _event(renderer.chunk_of([]) | {"usage": _usage(submission)})

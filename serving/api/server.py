@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from serving.api.backend import Backend
+
 
 class ServerError(Exception):
-    """The server cannot start with these settings."""
+    """The server cannot start with these settings, or its backend failed."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -35,13 +37,29 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: FastAPI, bound: socket.socket, *, drain_s: int, log_level: str = "warning") -> None:
-    """Serves `app` until SIGTERM or SIGINT, then refuses new requests and drains open ones for `drain_s` seconds."""
+def serve(app: FastAPI, backend: Backend, bound: socket.socket, *, drain_s: int, log_level: str = "warning") -> None:
+    """Serves `app` until SIGTERM or SIGINT, then refuses new requests and drains open ones for `drain_s` seconds.
+
+    Raises ServerError once `backend`, which `app` serves, has failed and its requests have been answered with that.
+    """
     config = uvicorn.Config(
         app, log_level=log_level, access_log=False, timeout_graceful_shutdown=drain_s, timeout_keep_alive=75
     )
     with _signals_end_quietly():
-        uvicorn.Server(config).run(sockets=[bound])
+        _Server(config, backend).run(sockets=[bound])
+    if backend.failure is not None:
+        raise ServerError(str(backend.failure))
+
+
+class _Server(uvicorn.Server):
+    """Shuts down when its backend fails, as it does on a signal."""
+
+    def __init__(self, config: uvicorn.Config, backend: Backend) -> None:
+        super().__init__(config)
+        self._backend = backend
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._backend.failure is not None
 
 
 @contextlib.contextmanager

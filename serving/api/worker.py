@@ -7,17 +7,21 @@ stamped with the time at which the step ended.
 
 import asyncio
 import dataclasses
+import logging
 import queue
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from serving.api.backend import BackendFailedError, Observer, QueueFullError
+from model.sampling_params import SamplingParamsError
+from serving.api.backend import BackendFailedError, Observer, QueueFullError, RequestFailedError
 from serving.api.streams import Submission, TokenStream
 from serving.engine.errors import RequestRefusedError
 from serving.engine.types import EngineStats, TokenEvent
 from serving.request import Request
+
+_logger = logging.getLogger(__name__)
 
 
 class ServedEngine(Protocol):
@@ -131,8 +135,13 @@ class EngineWorker:
     def _add(self, request: Request) -> None:
         try:
             self._engine.add(request)
-        except RequestRefusedError as error:
-            self._report(self._refused, request.id, error)
+        except (RequestRefusedError, SamplingParamsError) as error:
+            self._report(self._refused, request.id, RequestRefusedError(str(error)))
+        except Exception as error:
+            # `add` touches no other request, so that a fault in it costs this one alone.
+            _logger.exception("The engine failed to add request %s.", request.id)
+            self._engine.abort(request.id)
+            self._report(self._refused, request.id, RequestFailedError(error))
         else:
             self._report(self._accepted, request.id)
 
@@ -143,7 +152,7 @@ class EngineWorker:
         if stream := self._open.get(request_id):
             stream.submission.accept_one()
 
-    def _refused(self, request_id: str, error: RequestRefusedError) -> None:
+    def _refused(self, request_id: str, error: Exception) -> None:
         if stream := self._open.pop(request_id, None):
             stream.submission.fail(error)
 
@@ -165,6 +174,7 @@ class EngineWorker:
             self._report(self._failed, error)
 
     def _failed(self, error: BaseException) -> None:
+        _logger.error("The engine failed; %d open requests are lost.", len(self._open), exc_info=error)
         self.failure = BackendFailedError(error)
         self.failure.__cause__ = error
         for stream in self._open.values():

@@ -17,14 +17,16 @@ class ScriptedEngine:
 
     Attributes:
         aborted: ids that were aborted while running.
-        broken: whether its next step raises.
+        add_error: what `add` raises; `None` queues the request.
+        breaks_at: the step from which on `step` raises; `None` never does.
         step_s: how long a step takes.
         steps: steps so far.
     """
 
     def __init__(self, *, step_s: float = 0.0, max_model_len: int = 2000) -> None:
         self.aborted: list[str] = []
-        self.broken = False
+        self.add_error: Exception | None = None
+        self.breaks_at: int | None = None
         self.steps = 0
         self.step_s = step_s
         self._max_model_len = max_model_len
@@ -35,6 +37,8 @@ class ScriptedEngine:
         return bool(self._running)
 
     def add(self, request: Request) -> None:
+        if self.add_error is not None:
+            raise self.add_error
         if len(request.prompt) > self._max_model_len:
             raise RequestRefusedError(f"{len(request.prompt)} tokens never fit.")
         self._running[request.id] = (request, 0)
@@ -47,7 +51,7 @@ class ScriptedEngine:
 
     def step(self) -> list[TokenEvent]:
         self.steps += 1
-        if self.broken:
+        if self.breaks_at is not None and self.steps >= self.breaks_at:
             raise RuntimeError("the device is gone")
         time.sleep(self.step_s)
         return [self._next(request, count) for request, count in list(self._running.values())]

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 import httpx
 import pytest
 
+from model.sampling_params import SamplingParamsError
 from model.tokenizer import Tokenizer
 from serving.api.worker import EngineWorker
 from tests.serving.api.clients import client_of, completion, events
@@ -23,7 +25,9 @@ async def until_open(client: httpx.AsyncClient, count: int) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_a_failed_engine_is_told_to_every_open_request_and_to_health(tokenizer: Tokenizer) -> None:
+def test_a_failed_engine_is_told_to_every_open_request_and_to_health(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         engine = ScriptedEngine(step_s=0.005)
         async with served(engine, tokenizer) as client:
@@ -32,7 +36,7 @@ def test_a_failed_engine_is_told_to_every_open_request_and_to_health(tokenizer: 
             steps = engine.steps
             while engine.steps < steps + 3:
                 await asyncio.sleep(0.01)
-            engine.broken = True
+            engine.breaks_at = engine.steps
             answer = await whole
             assert answer.status_code == 503
             assert "RuntimeError: the device is gone" in answer.json()["error"]["message"]
@@ -40,12 +44,64 @@ def test_a_failed_engine_is_told_to_every_open_request_and_to_health(tokenizer: 
             # On a busy machine one event may carry several tokens.
             assert first["choices"][0]["text"].startswith("a")
             assert last["error"]["type"] == "server_error"
+            assert "RuntimeError: the device is gone" in caplog.text  # with its traceback
 
             health = await client.get("/health")
             assert health.status_code == 503
             assert "the device is gone" in health.json()["error"]["message"]
             later = await completion(client)
             assert later.status_code == 503
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (
+            SamplingParamsError("stop_token_ids", 999, "the vocabulary ends at token id 259"),
+            400,
+            "`stop_token_ids` is 999",
+        ),
+        (OverflowError("int too large"), 500, "The server failed on this request: OverflowError: int too large"),
+    ],
+)
+def test_what_a_request_does_to_the_engine_when_it_is_added_costs_no_other(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, error: Exception, status: int, message: str
+) -> None:
+    async def scenario() -> None:
+        engine = ScriptedEngine(step_s=0.005)
+        async with served(engine, tokenizer) as client:
+            running = completion(client, max_tokens=50)
+            while not engine.steps:
+                await asyncio.sleep(0.01)
+            engine.add_error = error
+            answer = await completion(client)
+            assert answer.status_code == status
+            assert message in answer.json()["error"]["message"]
+            engine.add_error = None
+            assert (await running).json()["usage"]["completion_tokens"] == 50
+            assert (await completion(client)).status_code == 200
+            assert ("OverflowError" in caplog.text) == (status == 500)
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_in_a_streams_text_ends_it_with_an_error_event(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        raise KeyError("no such token")
+
+    monkeypatch.setattr(tokenizer, "decode", broken)
+
+    async def scenario() -> None:
+        engine = ScriptedEngine()
+        async with served(engine, tokenizer) as client:
+            last = events(await completion(client, stream=True, max_tokens=1000))[-1]
+            assert last["error"]["message"] == "The server failed on this request: KeyError: 'no such token'"
+            await until_open(client, 0)
+            assert "A stream failed." in caplog.text
 
     asyncio.run(scenario())
 

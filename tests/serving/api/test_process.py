@@ -2,12 +2,15 @@
 
 import pathlib
 import socket
+import subprocess
+import sys
 
 import httpx
 import openai
 import pytest
 
 from experiments.common.server_process import ServerDiedError, ServerProcess
+from tests.serving.api.clients import events
 from tests.serving.api.conftest import SERVER_FLAGS
 
 
@@ -28,6 +31,22 @@ def test_sigterm_lets_open_requests_finish(tiny_model: pathlib.Path, tmp_path: p
         assert server.output.rstrip().endswith("Stopped.")
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/health")
+
+
+def test_a_failed_engine_ends_its_streams_and_the_process(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "tests.serving.api.broken_server", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        body = {"prompt": "abc", "max_tokens": 1000, "stream": True}
+        answer = httpx.post(f"{url}/v1/completions", json=body)
+        first, *_, last = events(answer)
+        assert first["choices"][0]["text"].startswith("a")
+        assert last["error"]["message"] == "The engine failed and must be restarted: RuntimeError: the device is gone"
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" in errors
+    assert "RuntimeError: the device is gone" in errors
+    assert errors.rstrip().endswith("The engine failed and must be restarted: RuntimeError: the device is gone")
 
 
 def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: pathlib.Path) -> None:
