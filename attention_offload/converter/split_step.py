@@ -90,11 +90,12 @@ class SplitStep:
         return found
 
     def context(self, level: int) -> tuple[int, ...]:
-        """Values made on the dense side up to slice `level` and used there after it: what stays while attention runs
+        """Values known on the dense side up to slice `level` and used there after it: what stays while attention runs
         (the paper's context). Weights and what is made from free arguments alone are not among them.
         """
         free, side = free_values(self.program), Side.DENSE
-        before = {v for piece in self.slices if piece.level <= level and piece.side is side for v in piece.outputs}
+        before = {*self.program.input_of(Role.ACTIVATION)}
+        before |= {v for piece in self.slices if piece.level <= level and piece.side is side for v in piece.outputs}
         after = {v for piece in self.slices if piece.level > level and piece.side is side for v in piece.inputs}
         return tuple(sorted(v for v in before & after if isinstance(v, int) and v not in free))
 
