@@ -168,7 +168,7 @@ def test_what_cannot_be_cut_is_named() -> None:
         convert(lambda w, kv, x: jax.lax.cond(x[0, 0] > 0, lambda: kv + x @ w, lambda: kv), roles, w, kv, x)
     with pytest.raises(ConversionError, match=r"closes over an array float32\[200,200\] of 160000 bytes"):
         convert(lambda kv, x: x + kv * jnp.sum(jnp.asarray(_BIG)), roles[1:], kv, x)
-    with pytest.raises(ConversionError, match="No argument has Role.KV"):
+    with pytest.raises(ConversionError, match=r"No argument has Role\.KV"):
         convert(lambda w, x: x @ w, (Role.WEIGHT, Role.ACTIVATION), w, x)
     with pytest.raises(ConversionError, match="2 roles for 3 arguments"):
         convert(lambda w, kv, x: x, roles[:2], w, kv, x)
