@@ -145,7 +145,8 @@ class _Builder:
             key = primitive.name, params_key(params), tuple(_operand_key(operand) for operand in operands)
             if key in self._known:
                 return list(self._known[key])
-        largest = max((nbytes(self.avals[o]) for o in operands if self._is(o, "pool")), default=None)
+        pools = [o for o in operands if isinstance(o, int) and self._kinds[o].pool]
+        largest = max((nbytes(self.avals[o]) for o in pools), default=None)
         outputs = tuple(
             self.value(aval, dataclasses.replace(kind, pool=largest is not None and nbytes(aval) >= largest))
             for aval in avals
