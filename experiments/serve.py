@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.common import flags as common
 from experiments.common import mesh_flags, model_flags
 from experiments.common.process import with_huge_pages
-from model.checkpoints import CheckpointError, load
+from kvcache.blocks import Namespace
+from model.checkpoints import CheckpointError, fingerprint, load
 from model.config import ConfigError
 from model.sharding import MeshError
 from model.tokenizer import Tokenizer
@@ -110,7 +111,13 @@ def main(argv: list[str]) -> None:
         mesh = mesh_flags.flagged_mesh()
         config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, common.SEED.value)
         tokenizer = tokenizer_for(MODEL.value)
-        engine = build_engine(model, sizes, mesh=mesh, eos_ids={*tokenizer.eos_ids, *config.eos_ids})
+        namespace = Namespace(
+            model=pathlib.Path(MODEL.value).resolve().name,
+            revision=fingerprint(MODEL.value, model_flags.DTYPE.value, common.SEED.value),
+            tokenizer=tokenizer.fingerprint,
+        )
+        eos_ids = {*tokenizer.eos_ids, *config.eos_ids}
+        engine = build_engine(model, sizes, mesh=mesh, eos_ids=eos_ids, namespace=namespace)
         warm_up(engine, console)
     except (CheckpointError, ConfigError, EngineError, MeshError, ServerError) as error:
         raise SystemExit(str(error)) from error

@@ -5,6 +5,8 @@ import dataclasses
 import ml_dtypes as ml_dtypes  # registers bfloat16 and the float8 types with NumPy
 import numpy as np
 
+from model.kernels.pool_shape import pool_shape
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KVLayout:
@@ -20,6 +22,7 @@ class KVLayout:
         num_kv_heads: KV heads of a layer, over all devices.
         head_dim: numbers per head.
         dtype: name of the dtype of the pool, such as "bfloat16".
+        shards: devices that the KV heads are split over.
     """
 
     num_layers: int
@@ -28,6 +31,24 @@ class KVLayout:
     num_kv_heads: int
     head_dim: int
     dtype: str = "float32"
+    shards: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the K pool and of the V pool: `[num_layers * num_pages, num_kv_heads, page_size, head_dim]`.
+
+        For heads of 64, two slots may share one row of 128 (`pool_shape`).
+        """
+        return pool_shape(self.num_layers * self.num_pages, self.num_kv_heads, self.page_size, self.head_dim)
+
+    @property
+    def fingerprint(self) -> str:
+        """How the numbers of a page are arranged, whatever their dtype: equal where pages may be exchanged as bytes."""
+        rows = "x".join(map(str, self.shape[1:]))
+        return (
+            f"layers={self.num_layers} kv_heads={self.num_kv_heads} head_dim={self.head_dim} "
+            f"page_size={self.page_size} shards={self.shards} page=kv_head,slot,head_dim as {rows}"
+        )
 
     @property
     def page_bytes(self) -> int:

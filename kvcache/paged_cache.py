@@ -8,7 +8,6 @@ from jax import Array
 from jax.sharding import Sharding
 
 from kvcache.layout import KVLayout
-from model.kernels.paged_attention import pool_shape
 
 
 @jax.tree_util.register_dataclass
@@ -17,8 +16,7 @@ class PagedKVCache:
     """K and V pools of one layout. Donate it to every jit that returns a new one, so that no pool is ever copied.
 
     Attributes:
-        k, v: `[num_layers * num_pages, num_kv_heads, page_size, head_dim]` of `layout.dtype`; for heads of 64 two slots
-            may share one row of 128 (`paged_attention.pool_shape`).
+        k, v: `layout.shape` of `layout.dtype`.
         layout: sizes of both pools.
     """
 
@@ -29,7 +27,5 @@ class PagedKVCache:
     @classmethod
     def create(cls, layout: KVLayout, sharding: Sharding | None = None) -> "PagedKVCache":
         """Returns a zeroed cache; `sharding` splits dimension 1 (KV heads) over a mesh."""
-        rows = layout.num_layers * layout.num_pages
-        shape = pool_shape(rows, layout.num_kv_heads, layout.page_size, layout.head_dim)
-        k, v = (jnp.zeros(shape, layout.dtype, device=sharding) for _ in range(2))
+        k, v = (jnp.zeros(layout.shape, layout.dtype, device=sharding) for _ in range(2))
         return cls(k, v, layout)

@@ -1,5 +1,6 @@
 """Text to token ids and back: a checkpoint's `tokenizer.json`, streaming detokenisation, stop strings."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -50,6 +51,11 @@ class Tokenizer:
         self.special_ids = frozenset(id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special)
         self.eos_ids = tuple(eos_ids)
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the vocabulary and of all rules by which text becomes tokens."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> "Tokenizer":

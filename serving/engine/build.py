@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from jax.sharding import Mesh
 
+from kvcache.blocks import Namespace
 from model.transformer import Transformer
 from serving.engine.engine import Engine
 from serving.engine.runner import ModelRunner
@@ -11,7 +12,12 @@ from serving.engine.types import EngineConfig
 
 
 def build_engine(
-    model: Transformer, config: EngineConfig, *, mesh: Mesh | None = None, eos_ids: Iterable[int] = ()
+    model: Transformer,
+    config: EngineConfig,
+    *,
+    mesh: Mesh | None = None,
+    eos_ids: Iterable[int] = (),
+    namespace: Namespace | None = None,
 ) -> Engine:
     """Returns an `Engine` over a `ModelRunner` of `model`.
 
@@ -21,5 +27,6 @@ def build_engine(
         mesh: devices to lay the model out over; `None` leaves it where it is. Raises `MeshError` where heads do not
             divide.
         eos_ids: token ids that end a sequence.
+        namespace: as `Engine` takes it.
     """
-    return Engine(ModelRunner(model, config, mesh), config, eos_ids=eos_ids)
+    return Engine(ModelRunner(model, config, mesh), config, eos_ids=eos_ids, namespace=namespace)

@@ -14,6 +14,7 @@ from collections.abc import Sequence as Items
 import jax
 import numpy as np
 
+from kvcache.blocks import Namespace
 from model.sampling_params import SamplingParams
 from serving.engine.batch import step_inputs
 from serving.engine.buckets import bucket_of, buckets, rows_of
@@ -41,16 +42,27 @@ class Engine:
         runner: owns weights and KV pool.
         config: sizes of a step and of the batch; those of the pool are the runner's.
         eos_ids: token ids that end a sequence.
+        namespace: what the keys of KV stand for; layout and dtype are the runner's. `None` leaves model, revision and
+            tokenizer without a name, which is enough while KV stays in this engine.
     """
 
-    def __init__(self, runner: StepRunner, config: EngineConfig, *, eos_ids: Iterable[int] = ()):
+    def __init__(
+        self,
+        runner: StepRunner,
+        config: EngineConfig,
+        *,
+        eos_ids: Iterable[int] = (),
+        namespace: Namespace | None = None,
+    ):
         longest = runner.config.max_position_embeddings
         self.max_model_len = min(config.max_model_len or longest, longest)
         self._runner = runner
         eos = frozenset(eos_ids)
         self._vocab_size = runner.config.vocab_size
         self._sampler = Sampler(self._vocab_size, eos)
-        self._scheduler = Scheduler(config, runner.layout, max_model_len=self.max_model_len, eos_ids=eos)
+        self._scheduler = Scheduler(
+            config, runner.layout, max_model_len=self.max_model_len, eos_ids=eos, namespace=namespace
+        )
         self._seeds = np.random.default_rng(config.seed)
         self._buckets = buckets(config)
         self._max_pages = runner.layout.pages_for(self.max_model_len)

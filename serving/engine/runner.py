@@ -82,7 +82,7 @@ class ModelRunner:
         dtype = engine.kv_dtype or self._weights[0].dtype.name
         # Always placed explicitly: a step returns a placed pool, and the first bucket would compile once more for it.
         sharding = NamedSharding(mesh, KV_SPEC) if mesh else self._weights[0].sharding
-        self.layout = kv_layout(self.config, engine, dtype)
+        self.layout = kv_layout(self.config, engine, dtype, shards=mesh.shape["tp"] if mesh else 1)
         self._cache = PagedKVCache.create(self.layout, sharding)
         self._step = _step(definition, self.config, mesh)
         self._implementation = engine.attention
@@ -125,7 +125,7 @@ class ModelRunner:
         return lowered.compile()  # without the interpreter: several at once
 
 
-def kv_layout(config: ModelConfig, engine: EngineConfig, dtype: jnp.dtype | str) -> KVLayout:
+def kv_layout(config: ModelConfig, engine: EngineConfig, dtype: jnp.dtype | str, shards: int) -> KVLayout:
     """Sizes the pool: `num_pages` if given, else what fits `kv_bytes`, else what fits the device's free memory."""
 
     def layout(num_pages: int) -> KVLayout:
@@ -136,6 +136,7 @@ def kv_layout(config: ModelConfig, engine: EngineConfig, dtype: jnp.dtype | str)
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             dtype=jnp.dtype(dtype).name,
+            shards=shards,
         )
 
     if engine.num_pages is not None:

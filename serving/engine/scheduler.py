@@ -5,6 +5,7 @@ import heapq
 import logging
 
 from kvcache.allocator import PageAllocator
+from kvcache.blocks import BlockKey, Namespace, page_keys
 from kvcache.eviction import LRU
 from kvcache.layout import KVLayout
 from serving.engine.errors import EngineError, RequestRefusedError
@@ -41,6 +42,7 @@ class Scheduler:
 
     Attributes:
         allocator: pages of the device.
+        namespace: root of all keys, with the pool's layout and dtype filled in.
         running: sequences that hold pages (LOADING, PREFILL, DECODE), in order of admission.
         waiting: sequences that hold none, as a heap.
         preemptions: times that a sequence had to give its pages up.
@@ -54,9 +56,11 @@ class Scheduler:
         *,
         max_model_len: int,
         eos_ids: frozenset[int] = frozenset(),
+        namespace: Namespace | None = None,
         loader: KVLoader | None = None,
     ):
         self.allocator = PageAllocator(layout.num_pages, LRU(layout.num_pages))
+        self.namespace = dataclasses.replace(namespace or Namespace(), layout=layout.fingerprint, dtype=layout.dtype)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.preemptions = 0
@@ -71,10 +75,21 @@ class Scheduler:
         self._order = 0
 
     def add(self, request: Request) -> None:
-        """Queues `request`. Raises `RequestRefusedError` if it can never be served."""
+        """Queues `request`, and hashes its keys if it has none. Raises `RequestRefusedError` if it can never be served.
+
+        Keys that `request` has must be those of its full pages in `namespace` under its salt.
+        """
         self._check(request)
-        max_pages = self._layout.pages_for(self._max_model_len)
-        sequence = Sequence(request, self._order, max_pages, self._layout.page_size, self._eos_ids)
+        root = self.namespace.root(request.salt)
+        sequence = Sequence(
+            request,
+            self._order,
+            max_pages=self._layout.pages_for(self._max_model_len),
+            page_size=self._layout.page_size,
+            eos_ids=self._eos_ids,
+            root=root,
+            keys=self._prompt_keys(request, root),
+        )
         self._order += 1
         self._by_id[request.id] = sequence
         heapq.heappush(self.waiting, sequence)
@@ -169,6 +184,22 @@ class Scheduler:
                 f"{total} tokens need {needed} pages of {self._layout.page_size} tokens, the pool has "
                 f"{self.allocator.num_pages}; shorten the request or give the engine more KV memory."
             )
+
+    def _prompt_keys(self, request: Request, root: BlockKey) -> list[BlockKey]:
+        """Returns the keys of the prompt's full pages: those of the request, or hashed here, once."""
+        page_size = self._layout.page_size
+        if not self._config.prefix_cache:
+            return []
+        if not request.keys:
+            return page_keys(request.prompt, page_size, root)
+        keys = [key for key in request.keys if isinstance(key, bytes)]
+        full = len(request.prompt) // page_size
+        if not len(keys) == len(request.keys) == full:
+            raise RequestRefusedError(
+                f"`keys` has {len(request.keys)} entries, {len(keys)} of them bytes; send the keys of all {full} full "
+                f"pages of {page_size} tokens, or none."
+            )
+        return keys
 
     def _plan_decodes(self) -> list[Sequence]:
         """Returns the decoding sequences, each with a page for its next token, after preempting where there is none."""

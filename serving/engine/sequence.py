@@ -3,7 +3,7 @@
 import enum
 
 from kvcache.allocator import PageTable
-from kvcache.blocks import BlockKey, block_keys
+from kvcache.blocks import BlockKey, page_keys
 from serving.request import Request
 
 
@@ -26,6 +26,15 @@ class SequencePhase(enum.Enum):
 class Sequence:
     """Mutable state of one request. Sequences order by (priority, arrival, order of addition).
 
+    Args:
+        request: what to generate.
+        order: number of the request within its engine.
+        max_pages: most pages of a sequence.
+        page_size: tokens per page.
+        eos_ids: token ids that end a sequence unless its request ignores them.
+        root: key before the first page.
+        keys: keys of the prompt's full pages, which those of the output continue.
+
     Attributes:
         phase: changed by the methods here alone.
         tokens: prompt and generated tokens.
@@ -35,7 +44,17 @@ class Sequence:
         stop_ids: token ids that end the sequence.
     """
 
-    def __init__(self, request: Request, order: int, max_pages: int, page_size: int, eos_ids: frozenset[int]):
+    def __init__(
+        self,
+        request: Request,
+        order: int,
+        *,
+        max_pages: int,
+        page_size: int,
+        eos_ids: frozenset[int],
+        root: BlockKey,
+        keys: list[BlockKey],
+    ):
         self.request = request
         self.order = order
         self.rank = (request.priority, request.arrival_s, order)
@@ -46,7 +65,8 @@ class Sequence:
         self.preemptions = 0
         self.page_table = PageTable(max_pages)
         self._page_size = page_size
-        self._keys: list[BlockKey] = []
+        self._keys: list[BlockKey] = keys
+        self._root = root
         self._published = 0
         sampling = request.sampling
         self.stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids)
@@ -66,9 +86,9 @@ class Sequence:
 
     def keys(self) -> list[BlockKey]:
         """Returns the keys of all full pages of tokens known so far; each is hashed once."""
-        done = len(self._keys) * self._page_size
-        parent = self._keys[-1] if self._keys else None
-        self._keys += block_keys(self.tokens[done:], self._page_size, self.request.salt.encode(), parent)
+        hashed = len(self._keys) * self._page_size
+        parent = self._keys[-1] if self._keys else self._root
+        self._keys += page_keys(self.tokens[hashed:], self._page_size, parent)
         return self._keys
 
     def unpublished(self) -> list[tuple[int, BlockKey]]:

@@ -9,5 +9,5 @@ from model.kernels.paged_attention.pages import read_pages as read_pages
 from model.kernels.paged_attention.pages import write_pages as write_pages
 from model.kernels.paged_attention.problem import Blocks as Blocks
 from model.kernels.paged_attention.problem import KVPool as KVPool
-from model.kernels.paged_attention.problem import pool_shape as pool_shape
-from model.kernels.paged_attention.problem import scales_shape as scales_shape
+from model.kernels.pool_shape import pool_shape as pool_shape
+from model.kernels.pool_shape import scales_shape as scales_shape

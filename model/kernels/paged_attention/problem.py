@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from model.kernels.pool_shape import scales_shape
+
 
 class KVPool(Protocol):
     """Anything that holds the two pools, such as a paged KV cache; one-byte pools also have `k_scale` and `v_scale`."""
@@ -131,17 +133,6 @@ def pools_of(cache: KVPool) -> Pools:
     return Pools(pools.k, pools.v, *scales)
 
 
-def pool_shape(pages: int, kv_heads: int, page_size: int, head_dim: int) -> tuple[int, int, int, int]:
-    """The shape to keep K and V pools of unscaled values in, so that no backend copies or pads them.
-
-    The same numbers in the same order as `[pages, kv_heads, page_size, head_dim]`. TPUs pad the last axis to 128, which
-    for heads of 64 doubles the bytes; there two tokens share a row.
-    """
-    if head_dim == 64 and page_size % 32 == 0:
-        return (pages, kv_heads, page_size // 2, 2 * head_dim)
-    return (pages, kv_heads, page_size, head_dim)
-
-
 def tokens_of_a_row(head_dim: int, lanes: int) -> int:
     """How many tokens share the last axis of a pool of unscaled values, `lanes` long; 0 if heads do not fit it."""
     return 2 if (head_dim, lanes) == (64, 128) else int(head_dim == lanes)
@@ -151,17 +142,6 @@ def plain(problem: Problem, pools: Pools) -> Pools:
     """The pools with a row for each token: for XLA to gather from, not to carry from layer to layer, or it copies."""
     shape = (problem.pages, problem.kv_heads, problem.page_size, problem.head_dim)
     return pools._replace(k=pools.k.reshape(shape), v=pools.v.reshape(shape))
-
-
-def scales_shape(pages: int, kv_heads: int, page_size: int) -> tuple[int, int, int]:
-    """The shape to keep the scales of a pool in, so that no backend copies them.
-
-    The same numbers in the same order as `[pages, kv_heads, page_size]`, with 128 in the last axis where they fill it:
-    TPUs pad it to that, which for pages of 64 doubles the bytes. Axis 1 is still what a mesh splits heads over.
-    """
-    if kv_heads * page_size % 128:
-        return (pages, kv_heads, page_size)
-    return (pages, kv_heads * page_size // 128, 128)
 
 
 def problem_of(

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 import pytest
 
-from kvcache.blocks import BlockKey
+from kvcache.blocks import BlockKey, Namespace, page_keys
 from kvcache.layout import KVLayout
 from model.sampling_params import SamplingParams
 from serving.engine.errors import EngineError
@@ -39,15 +39,18 @@ class FakeLoader:
     def load(self, sequence: Sequence, keys: Items[BlockKey], pages: Items[int]) -> None:
         self.loads.append(Load(sequence, tuple(keys), tuple(pages)))
 
-    def hold(self, prompt: tuple[int, ...]) -> None:
-        sequence = Sequence(Request(id="held", prompt=prompt), 0, 64, PAGE, frozenset())
-        self.keys.update(sequence.keys())
+    def hold(self, namespace: Namespace, prompt: Items[int]) -> None:
+        self.keys.update(page_keys(prompt, PAGE, namespace.root()))
 
 
-def make(loader: FakeLoader, num_pages: int = 32, **config: int) -> Scheduler:
+def make(loader: FakeLoader, held: Items[Items[int]], num_pages: int = 32, **config: int) -> Scheduler:
+    """Returns a scheduler and has `loader` hold the KV of each prompt in `held`."""
     layout = KVLayout(num_layers=1, num_pages=num_pages, page_size=PAGE, num_kv_heads=1, head_dim=4)
     sizes = {"page_size": PAGE, "max_batch": 4, "token_budget": 12}
-    return Scheduler(EngineConfig(**(sizes | config)), layout, max_model_len=64, loader=loader)
+    scheduler = Scheduler(EngineConfig(**(sizes | config)), layout, max_model_len=64, loader=loader)
+    for prompt in held:
+        loader.hold(scheduler.namespace, prompt)
+    return scheduler
 
 
 def request(name: str, prompt: Items[int], max_tokens: int = 3, **fields: float) -> Request:
@@ -71,8 +74,7 @@ def run_step(scheduler: Scheduler) -> list[tuple[str, int]]:
 
 def test_a_loading_sequence_holds_its_pages_and_is_planned_once_it_is_loaded() -> None:
     loader = FakeLoader()
-    loader.hold(tuple(range(8)))
-    scheduler = make(loader)
+    scheduler = make(loader, [range(8)])
     scheduler.add(request("loads", range(10)))
     scheduler.add(request("computes", range(50, 55), arrival_s=1.0))
     assert run_step(scheduler) == [("computes", 5)]
@@ -89,8 +91,7 @@ def test_a_loading_sequence_holds_its_pages_and_is_planned_once_it_is_loaded() -
 
 def test_the_device_is_asked_before_the_tier_and_loaded_pages_are_cached_on_it() -> None:
     loader = FakeLoader()
-    loader.hold(tuple(range(12)))
-    scheduler = make(loader)
+    scheduler = make(loader, [range(12)])
     scheduler.add(request("first", range(6), max_tokens=1))
     run_step(scheduler)
     scheduler.loaded(loader.loads[0].sequence, 4)
@@ -107,9 +108,8 @@ def test_the_device_is_asked_before_the_tier_and_loaded_pages_are_cached_on_it()
 
 def test_a_failed_or_short_load_is_computed_instead() -> None:
     loader = FakeLoader()
-    loader.hold(tuple(range(8)))
     for loaded, rest in ((0, 10), (4, 6)):
-        scheduler = make(loader)
+        scheduler = make(loader, [range(8)])
         scheduler.add(request("a", range(10)))
         assert run_step(scheduler) == []
         scheduler.loaded(loader.loads.pop().sequence, loaded)
@@ -118,8 +118,7 @@ def test_a_failed_or_short_load_is_computed_instead() -> None:
 
 def test_pages_of_an_aborted_load_go_to_nobody_until_it_ends() -> None:
     loader = FakeLoader()
-    loader.hold(tuple(range(8)))
-    scheduler = make(loader, num_pages=4)
+    scheduler = make(loader, [range(8)], num_pages=4)
     scheduler.add(request("a", range(10)))
     run_step(scheduler)
     assert scheduler.abort("a")
@@ -137,8 +136,7 @@ def test_pages_of_an_aborted_load_go_to_nobody_until_it_ends() -> None:
 
 def test_a_loading_sequence_is_not_preempted() -> None:
     loader = FakeLoader()
-    loader.hold(tuple(range(8)))
-    scheduler = make(loader, num_pages=6)
+    scheduler = make(loader, [range(8)], num_pages=6)
     scheduler.add(request("decodes", range(50, 54), max_tokens=12))
     run_step(scheduler)
     scheduler.add(request("loads", range(10), arrival_s=1.0))
@@ -156,8 +154,7 @@ def test_a_loading_sequence_is_not_preempted() -> None:
 
 def test_a_load_ends_once_and_within_its_sequence() -> None:
     loader = FakeLoader()
-    loader.hold(tuple(range(8)))
-    scheduler = make(loader)
+    scheduler = make(loader, [range(8)])
     scheduler.add(request("a", range(10)))
     run_step(scheduler)
     sequence = loader.loads[0].sequence
@@ -171,9 +168,7 @@ def test_a_load_ends_once_and_within_its_sequence() -> None:
 def test_no_page_is_written_by_a_load_and_held_by_another(rng: np.random.Generator) -> None:
     loader = FakeLoader()
     texts = [tuple(rng.integers(0, 50, 40).tolist()) for _ in range(4)]
-    for text in texts:
-        loader.hold(text[:24])
-    scheduler = make(loader, num_pages=24)
+    scheduler = make(loader, [text[:24] for text in texts], num_pages=24)
     alive: set[str] = set()
     for index in range(3000):
         match rng.integers(5):

@@ -1,10 +1,12 @@
 """Scheduling without a model: order, chunking, preemption, reuse, conservation."""
 
+import dataclasses
 import zlib
 
 import numpy as np
 import pytest
 
+from kvcache.blocks import Namespace, page_keys
 from kvcache.layout import KVLayout
 from model.sampling import SamplingParams
 from serving.engine.errors import EngineError, RequestRefusedError
@@ -101,6 +103,38 @@ def test_equal_prefixes_share_pages_unless_the_salt_differs() -> None:
     a, b, _ = scheduler.running
     assert a.page_table.pages[:2] == b.page_table.pages[:2]
     assert scheduler.prefix_hit_tokens == 8
+
+
+def test_keys_of_a_request_are_used_and_its_output_continues_them() -> None:
+    hashed, given = make(), make()
+    prompt = tuple(range(10))
+    keys = tuple(page_keys(prompt, 4, given.namespace.root("tenant")))
+    sampling = SamplingParams(max_tokens=5)
+    hashed.add(Request(id="a", prompt=prompt, sampling=sampling, salt="tenant"))
+    given.add(Request(id="a", prompt=prompt, sampling=sampling, salt="tenant", keys=keys))
+    for scheduler in (hashed, given):
+        (sequence,) = scheduler.waiting
+        while scheduler.running or scheduler.waiting:
+            run_step(scheduler)
+        # 14 of 15 tokens have KV: three pages, the last of which the output filled.
+        assert scheduler.allocator.cached == 3
+        assert tuple(sequence.keys()[:2]) == keys
+        assert sequence.keys() == page_keys(sequence.tokens, 4, scheduler.namespace.root("tenant"))
+
+
+def test_keys_that_are_not_of_the_prompts_pages_are_refused() -> None:
+    scheduler = make()
+    for keys, entries in (((b"one",), "1 entries, 1 of them bytes"), ((7, 8), "2 entries, 0 of them bytes")):
+        with pytest.raises(RequestRefusedError, match=f"`keys` has {entries}; send the keys of all 2 full pages of 4"):
+            scheduler.add(Request(id="a", prompt=tuple(range(10)), keys=keys))
+    assert not scheduler.waiting
+
+
+def test_the_namespace_has_the_layout_and_dtype_of_the_pool() -> None:
+    layout = KVLayout(num_layers=1, num_pages=16, page_size=4, num_kv_heads=1, head_dim=4, dtype="bfloat16")
+    named = Namespace(model="m", revision="r")
+    scheduler = Scheduler(EngineConfig(page_size=4), layout, max_model_len=64, namespace=named)
+    assert scheduler.namespace == dataclasses.replace(named, layout=layout.fingerprint, dtype="bfloat16")
 
 
 def test_a_finished_request_leaves_its_output_for_the_next_turn() -> None:
