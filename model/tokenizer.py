@@ -13,6 +13,7 @@ from model.chat_template import ChatTemplate, ChatTemplateError, find_chat_templ
 
 # What a decoder writes for bytes that are not, or not yet, a character.
 _REPLACEMENT = "\ufffd"
+_FEW = 256
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -35,6 +36,7 @@ class Tokenizer:
     Attributes:
         eos_ids: ids that end a text, from `generation_config.json`, else `config.json`, else `tokenizer_config.json`.
         vocab_size: number of token ids, special ones included.
+        longest_token_bytes: no token spells more bytes of UTF-8.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Tokenizer:
         self.special_ids = frozenset(id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special)
         self.eos_ids = tuple(eos_ids)
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        # Byte-level vocabularies write bytes as characters of one or two bytes: a bound all the same.
+        self.longest_token_bytes = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
 
     @property
     def fingerprint(self) -> str:
@@ -97,10 +101,13 @@ class Tokenizer:
             raise ValueError(
                 f"The text has a lone surrogate at character {error.start}; send valid Unicode."
             ) from error
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # `encode` holds the interpreter's lock for seconds per megabyte, and with it every other thread.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids; bytes that are no character become U+FFFD."""
+        """Returns the text of token ids; bytes that are no character become U+FFFD."""
+        if len(ids) > _FEW:  # `decode` holds the interpreter's lock, which is cheaper for a few tokens
+            return self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(
@@ -110,7 +117,18 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Returns token ids of the prompt that the checkpoint's template makes of `messages`.
+        """Returns token ids of `render_chat`."""
+        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+        return self.encode(text, add_special_tokens=False)  # the template writes them itself
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Returns the prompt that the checkpoint's template makes of `messages`.
 
         Args:
             messages: each with `role` and `content`, oldest first.
@@ -123,8 +141,7 @@ class Tokenizer:
         if self._chat_template is None:
             raise ChatTemplateError("This checkpoint has no chat template; send a plain prompt for completion instead.")
         variables = self._template_variables | dict(variables or {})
-        text = self._chat_template.render(messages, variables, add_generation_prompt=add_generation_prompt)
-        return self.encode(text, add_special_tokens=False)  # the template writes them itself
+        return self._chat_template.render(messages, variables, add_generation_prompt=add_generation_prompt)
 
 
 class StreamDecoder:

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from model.tokenizer import Tokenizer
 from serving.api.backend import Backend
+from serving.api.body_limit import BodyLimit
 from serving.api.errors import ApiError, install_error_handlers
 from serving.api.handlers import Services
 from serving.api.metrics import ServerMetrics
@@ -41,6 +42,7 @@ def create_app(
         await backend.stop()
 
     app = FastAPI(title="Halfmoon", lifespan=lifespan)
+    app.add_middleware(BodyLimit)
     install_error_handlers(app)
     services = Services(
         backend=backend,

@@ -69,6 +69,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def max_open_requests(self) -> int:
+        """Most requests that may be open at once, and so most choices of one submission."""
+        ...
+
+    @property
     def open_requests(self) -> int:
         """Requests that were let in and have not ended."""
         ...

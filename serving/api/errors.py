@@ -84,9 +84,13 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
+# Of a body with hundreds of wrong fields the first few are enough to find what is wrong with it.
+_MAX_PROBLEMS = 8
+
+
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [_problem(item) for item in error.errors()]
+    problems = [_problem(item) for item in error.errors()[:_MAX_PROBLEMS]]
     params = [param for param, _ in problems if param]
     message = "; ".join(dict.fromkeys(text for _, text in problems))
     content_type = request.headers.get("content-type", "")

@@ -1,23 +1,25 @@
 """Routes that use the model: completions, chat completions, tokens."""
 
+import asyncio
 import time
 import uuid
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from serving.api.errors import ApiError, invalid
 from serving.api.handlers import Services, answer
 from serving.api.prompts import (
-    apply_template,
     chat_prompt,
+    check_count,
     check_ids,
     check_length,
     completion_prompts,
     encode,
     engine_requests,
+    render,
 )
 from serving.api.responses import AnswerHead, ChatRenderer, CompletionRenderer
 from serving.api.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
@@ -41,7 +43,8 @@ def generation_routes(services: Services) -> APIRouter:
         answer_head = head("cmpl", body)
         if body.echo and body.logprobs is not None:
             raise invalid("`echo` with `logprobs` is not supported: prompts have no log-probabilities here.", "echo")
-        prompts = await completion_prompts(body, services.tokenizer, services.vocab_size)
+        check_count(len(body.prompts()) * body.choices, services.backend.max_open_requests)
+        prompts = await completion_prompts(body, services.tokenizer, services.vocab_size, services.max_model_len)
         wanted = body.max_tokens or _COMPLETION_MAX_TOKENS
         limits = [check_length(prompt, wanted, services.max_model_len, "prompt") for prompt in prompts]
         params = [body.sampling_params(limit, body.logprobs, services.vocab_size) for limit in limits]
@@ -56,7 +59,8 @@ def generation_routes(services: Services) -> APIRouter:
     async def chat_completions(body: ChatBody, http: HttpRequest) -> Response:
         answer_head = head("chatcmpl", body)
         logprobs = body.logprobs_wanted
-        prompt = await chat_prompt(body, services.tokenizer)
+        check_count(body.choices, services.backend.max_open_requests)
+        prompt = await chat_prompt(body, services.tokenizer, services.max_model_len)
         wanted = body.max_completion_tokens or body.max_tokens
         limit = check_length(prompt, wanted, services.max_model_len, "messages")
         params = body.sampling_params(limit, logprobs, services.vocab_size)
@@ -73,19 +77,22 @@ def token_routes(services: Services) -> APIRouter:
     tokenizer = services.tokenizer
 
     @router.post("/tokenize")
-    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+    async def tokenize(body: TokenizeBody) -> Response:
         if (body.prompt is None) == (body.messages is None):
             raise invalid("Send either `prompt` or `messages`.", "prompt")
         if body.messages is not None:
-            tokens = await apply_template(tokenizer, body.messages, body.add_generation_prompt)
+            text = await render(tokenizer, body.messages, body.add_generation_prompt)
+            tokens = await encode(tokenizer, text, add_special_tokens=False)
         else:
             tokens = await encode(tokenizer, body.prompt or "", add_special_tokens=body.add_special_tokens)
-        return {"count": len(tokens), "max_model_len": services.max_model_len, "tokens": tokens}
+        # Not a dictionary: FastAPI would look at each of a million ids in Python.
+        return JSONResponse({"count": len(tokens), "max_model_len": services.max_model_len, "tokens": tokens})
 
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
         check_ids(body.tokens, services.vocab_size, "tokens")
-        return {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
+        text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
+        return {"prompt": text}
 
     return router
 

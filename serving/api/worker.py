@@ -58,7 +58,7 @@ class EngineWorker:
 
     def __init__(self, engine: ServedEngine, *, max_open_requests: int) -> None:
         self._engine = engine
-        self._limit = max_open_requests
+        self.max_open_requests = max_open_requests
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._open: dict[str, TokenStream] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -76,13 +76,8 @@ class EngineWorker:
     async def submit(self, requests: Sequence[Request]) -> Submission:
         if self.failure is not None:
             raise self.failure
-        if len(requests) > self._limit:
-            raise RequestRefusedError(
-                f"{len(requests)} choices were asked for at once, and the server lets in {self._limit} open requests "
-                "(`--max_open_requests`). Ask for fewer."
-            )
-        if len(self._open) + len(requests) > self._limit:
-            raise QueueFullError(len(requests), len(self._open), self._limit)
+        if len(self._open) + len(requests) > self.max_open_requests:
+            raise QueueFullError(len(requests), len(self._open), self.max_open_requests)
         submission = Submission(requests, time.monotonic())
         for stream in submission.streams:
             self._open[stream.request.id] = stream

@@ -80,6 +80,7 @@ class FakeBackend:
 
     def __init__(self, *, rejection: Rejection | None = None, rejects_after: int = 0) -> None:
         self.failure: BackendFailedError | None = None
+        self.max_open_requests = 8
         self.rejection = rejection
         self.rejects_after = rejects_after
         self.aborted: list[tuple[str, str]] = []
