@@ -14,6 +14,8 @@ from model.chat_template import ChatTemplate, ChatTemplateError, find_chat_templ
 # What a decoder writes for bytes that are not, or not yet, a character.
 _REPLACEMENT = "\ufffd"
 _FEW = 256
+# Tokens that may be decoded again with each new one: more than a character has bytes.
+_MAX_PENDING = 8
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -147,9 +149,9 @@ class Tokenizer:
 class StreamDecoder:
     """Turns the token ids of one answer into text, a piece at a time, never half a character.
 
-    The pieces joined are what `Tokenizer.decode` gives for all ids at once, whatever bytes a byte-level vocabulary
+    The pieces joined are what `Tokenizer.decode` returns for all ids at once, whatever bytes a byte-level vocabulary
     yields. (A decoder with byte fallback takes a whole run of bytes back if one of them is wrong; text that went out
-    stays.) Special tokens have no text.
+    stays.) Special tokens have no text. Each token costs the decoding of a few.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -165,9 +167,31 @@ class StreamDecoder:
         self._pending.append(token_id)
         text = self._new_text()
         if text.endswith(_REPLACEMENT):
-            return ""
-        self._context, self._pending = self._pending if text else self._context + self._pending, []
+            return self._flush(text) if len(self._pending) > _MAX_PENDING else ""
+        if text:
+            self._context = self._pending
+        elif len(self._context) < _MAX_PENDING:
+            self._context = self._context + self._pending
+        self._pending = []
         return text
+
+    def _flush(self, text: str) -> str:
+        """Returns what no later byte can change of `text`, the undecodable text of all pending tokens.
+
+        A character has at most four bytes, so the last three tokens may yet become one; those before them cannot, if
+        they decode by themselves to how `text` begins. Without this a run of bytes that are no text is decoded again
+        from its start with each of them, and shown only at its end.
+        """
+        context, pending = self._context, self._pending
+        for cut in range(len(pending) - 3, len(pending) - 7, -1):
+            self._pending = pending[:cut]
+            head = self._new_text()
+            self._context, self._pending = pending[:cut], pending[cut:]
+            if head + self._new_text() == text:
+                return head
+            self._context = context
+        self._pending = pending
+        return ""
 
     def finish(self) -> str:
         """The rest, U+FFFD where it ends inside a character."""

@@ -46,6 +46,15 @@ def metaspace() -> Tokenizer:
     return Tokenizer(tokenizer)
 
 
+def byte_ids() -> list[int]:
+    """The token id of each byte in `byte_level`: GPT-2 writes the bytes that are not printable from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    raw = train_tokenizer(TEXTS, 400)
+    return [raw.token_to_id(chr(byte if byte in printable else 256 + others.index(byte))) for byte in range(256)]
+
+
+BYTE_IDS = byte_ids()
 TOKENIZERS = {make.__name__: make() for make in (byte_level, byte_fallback, metaspace)}
 every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 # Text dense in what breaks: several bytes to a character, joiners, real U+FFFD, spaces at the ends.
@@ -86,6 +95,32 @@ def test_characters_appear_as_soon_as_they_are_complete():
     assert [len(piece) for piece in stream(tokenizer, ids)] == [0, 0, 0, 1, 0, 0, 1, 0]  # the added space, 3 bytes each
     broken = [*ids[:4], 255, *tokenizer.encode("the")]
     assert "".join(stream(tokenizer, broken)).startswith("你")  # what went out stays
+
+
+@given(data=st.binary(min_size=9, max_size=120))
+def test_runs_of_bytes_that_are_no_text_stream_to_the_decoded_text(data):
+    tokenizer = TOKENIZERS["byte_level"]
+    ids = [BYTE_IDS[byte] for byte in data]
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids) == data.decode(errors="replace")
+
+
+@pytest.mark.parametrize("byte", [0x80, 0xE4, 0xFF])
+def test_bytes_that_are_no_text_are_shown_as_they_come_at_a_constant_cost(byte, monkeypatch):
+    tokenizer, decoded = TOKENIZERS["byte_level"], []
+    decode = tokenizer.decode
+
+    def counted(ids, **options):
+        decoded.append(len(ids))
+        return decode(ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", counted)
+    decoder, shown = StreamDecoder(tokenizer), ""
+    for count in range(1, 501):
+        shown += decoder.push(BYTE_IDS[byte])
+        assert len(shown) >= count - 12
+    assert shown + decoder.finish() == "\ufffd" * 500
+    assert max(decoded) < 24
+    assert sum(decoded) < 500 * 120
 
 
 def test_special_tokens_have_no_text():

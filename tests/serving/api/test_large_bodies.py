@@ -71,7 +71,7 @@ def test_a_stream_goes_on_while_megabytes_arrive(server: ServerProcess) -> None:
         ("/v1/completions", b'{"prompt": ["a", %s1]}' % (b"1," * MEGABYTE)),
         (
             "/v1/completions",
-            b'{"prompt": "a", "logit_bias": {%s}}' % b",".join(b'"%d":"x"' % i for i in range(MEGABYTE // 4)),
+            b'{"prompt": "a", "logit_bias": {%s}}' % b",".join(b'"%d":0' % i for i in range(300_000)),
         ),
         ("/tokenize", b'{"prompt": "%s"}' % (b"hello, " * (MEGABYTE // 7))),
     ):
@@ -100,7 +100,7 @@ def test_a_body_that_stops_is_a_408(tokenizer: Tokenizer) -> None:
         pieces.put_nowait({"type": "http.request", "body": b'{"prompt": ', "more_body": True})
         await BodyLimit(route, silence_s=0.05)({"type": "http", "headers": []}, pieces.get, pieces.put)
 
-    with pytest.raises(HTTPException, match="No piece of the body came for 0.05 s") as error:
+    with pytest.raises(HTTPException, match=r"No piece of the body came for 0\.05 s") as error:
         asyncio.run(scenario())
     assert error.value.status_code == 408
 
