@@ -44,11 +44,12 @@ def test_the_kernel_takes_any_batch(count: int, rng: np.random.Generator) -> Non
 
 
 BUILT_FOR = """
-import sys
+import dataclasses, sys
 import jax.numpy as jnp, numpy as np
 from gan.sequences import pulse_compression, sir_kernel
 from gan.sequences.codes import random_codes
-sir_kernel._FLAGS = (*sir_kernel._FLAGS, "-march=" + sys.argv[1])
+built_for = (*sir_kernel.LIBRARY.flags, "-march=" + sys.argv[1])
+sir_kernel.LIBRARY = dataclasses.replace(sir_kernel.LIBRARY, flags=built_for)
 codes = random_codes(np.random.default_rng(0), 100, 59)
 flipped = codes[:2, None] * (1 - 2 * np.eye(59, dtype=np.int8))
 assert sir_kernel.usable()

@@ -39,7 +39,7 @@ def test_without_it_xla_takes_over_and_it_is_said_once(
     else:
         monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     reason = {
-        "compiler": r"no g\+\+ was found",
+        "compiler": r"no C\+\+ compiler was found",
         "vectors": "for AVX-512, the CPU lacks avx512bw, avx512dq, avx512vl; for AVX2, the CPU lacks fma",
         "platform": "they need x86-64 Linux, this is aarch64",
     }[missing]
