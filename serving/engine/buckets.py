@@ -38,7 +38,9 @@ def _powers(start: int, end: int) -> list[int]:
 
 
 def buckets(config: EngineConfig) -> list[Bucket]:
-    """Every shape that a step of this engine can have, smallest first."""
+    """Returns every shape that a step of this engine can have, smallest first."""
+    if config.deterministic:
+        return [Bucket(config.max_batch, 0, 0), Bucket(0, config.max_prefill_rows, config.token_budget)]
     prefill_sizes = _powers(min(_SMALLEST_PREFILL, config.token_budget), config.token_budget)
     decode_only = [Bucket(rows, 0, 0) for rows in _powers(1, config.max_batch)]
     prefill_only = [Bucket(0, config.max_prefill_rows, tokens) for tokens in prefill_sizes]

@@ -7,6 +7,7 @@ one each, until a stop token or the length limit ends it. `abort` drops it betwe
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
@@ -63,6 +64,7 @@ class Engine:
         self._scheduler = Scheduler(
             config, runner.layout, max_model_len=self.max_model_len, eos_ids=eos, namespace=namespace
         )
+        self._seed, self._deterministic = config.seed, config.deterministic
         self._seeds = np.random.default_rng(config.seed)
         self._buckets = buckets(config)
         self._max_pages = runner.layout.pages_for(self.max_model_len)
@@ -76,8 +78,14 @@ class Engine:
         """Whether any request is waiting or running."""
         return bool(self._scheduler.waiting or self._scheduler.running)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, emitted: Items[int] = ()) -> None:
         """Queues `request`; one that samples without a seed gets the next of the engine's.
+
+        Args:
+            request: what to generate.
+            emitted: tokens that the request generated before its KV was lost. Generation goes on behind these tokens,
+                which are not emitted again; in a deterministic engine with the very bits that would have come without
+                the loss. A request that samples needs the seed that it had.
 
         Raises:
             RequestRefusedError: this engine can never serve the request; nothing is queued.
@@ -85,13 +93,15 @@ class Engine:
         """
         request.sampling.check_vocabulary(self._vocab_size)
         try:
-            if outside := [token for token in request.prompt if not 0 <= token < self._vocab_size]:
+            if outside := [token for token in (*request.prompt, *emitted) if not 0 <= token < self._vocab_size]:
                 raise RequestRefusedError(
                     f"prompt token {outside[0]} is outside the vocabulary of {self._vocab_size}; "
                     "encode with the model's own tokenizer."
                 )
-            seed = int(self._seeds.integers(2**63))
-            self._scheduler.add(dataclasses.replace(request, sampling=request.sampling.with_seed(seed)))
+            if emitted and request.sampling.seed is None and not request.sampling.greedy:
+                raise RequestRefusedError("a request that samples can be resumed only with the seed that it had.")
+            sampling = request.sampling.with_seed(self._next_seed(request))
+            self._scheduler.add(dataclasses.replace(request, sampling=sampling), emitted)
         except RequestRefusedError as error:
             _logger.warning("request %s refused: %s", request.id, error)
             raise
@@ -194,6 +204,13 @@ class Engine:
             steps=self._steps,
             compiles_after_warm_up=compiles() - self._compiles,
         )
+
+    def _next_seed(self, request: Request) -> int:
+        """Returns the engine's next seed; in a deterministic engine, where order is chance, one by request id."""
+        if not self._deterministic:
+            return int(self._seeds.integers(2**63))
+        named = hashlib.sha256(f"{self._seed}:{request.id}".encode()).digest()
+        return int.from_bytes(named[:8], "little") >> 1
 
     def _emit(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         sequence.tokens.append(sampled.token)

@@ -3,6 +3,7 @@
 import dataclasses
 import heapq
 import logging
+from collections.abc import Sequence as Items
 
 from kvcache.allocator import PageAllocator
 from kvcache.blocks import BlockKey, Namespace, page_keys
@@ -40,6 +41,9 @@ class Scheduler:
     batch, and no step computes it until `loaded`. A LOADING sequence is never preempted, because its pages could not be
     used before the load ends; one that is aborted keeps its pages until then.
 
+    In a deterministic engine, steps are prefill or decode in turn, prompt chunks end at multiples of the token budget,
+    whole chunks alone are reused, and a sequence that starts again has its emitted tokens computed by decode steps.
+
     Attributes:
         allocator: pages of the device.
         namespace: root of all keys, with the pool's layout and dtype filled in.
@@ -60,7 +64,10 @@ class Scheduler:
         loader: KVLoader | None = None,
     ):
         self.allocator = PageAllocator(layout.num_pages, LRU(layout.num_pages))
-        self.namespace = dataclasses.replace(namespace or Namespace(), layout=layout.fingerprint, dtype=layout.dtype)
+        # KV that is reused bit for bit must have been computed in the same chunks.
+        chunks = f", chunks of {config.token_budget}" if config.deterministic else ""
+        layout_name = layout.fingerprint + chunks
+        self.namespace = dataclasses.replace(namespace or Namespace(), layout=layout_name, dtype=layout.dtype)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.preemptions = 0
@@ -73,13 +80,17 @@ class Scheduler:
         self._loader = loader
         self._by_id: dict[str, Sequence] = {}
         self._order = 0
+        self._prefilled = False
+        # KV is reused in runs of so many pages.
+        self._reuse_pages = config.token_budget // layout.page_size if config.deterministic else 1
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, emitted: Items[int] = ()) -> None:
         """Queues `request`, and hashes its keys if it has none. Raises `RequestRefusedError` if it can never be served.
 
-        Keys that `request` has must be those of its full pages in `namespace` under its salt.
+        Keys that `request` has must be those of its full pages in `namespace` under its salt. `emitted` are tokens that
+        the request has generated elsewhere.
         """
-        self._check(request)
+        self._check(request, emitted)
         root = self.namespace.root(request.salt)
         sequence = Sequence(
             request,
@@ -89,6 +100,8 @@ class Scheduler:
             eos_ids=self._eos_ids,
             root=root,
             keys=self._prompt_keys(request, root),
+            emitted=emitted,
+            chunk_tokens=self._config.token_budget if self._config.deterministic else None,
         )
         self._order += 1
         self._by_id[request.id] = sequence
@@ -118,20 +131,33 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Chooses the next step's work and takes the pages that it needs."""
-        decodes = self._plan_decodes()
-        budget = self._config.token_budget - len(decodes)
+        if not self._config.deterministic:
+            decodes = self._plan_decodes()
+            return StepPlan(tuple(decodes), self._plan_prefills(self._config.token_budget - len(decodes)))
+        # Steps of one kind, in turn, so that neither waits for more than one of the other.
+        decodes = self._plan_decodes() if self._prefilled else []
+        prefills = () if decodes else self._plan_prefills(self._config.token_budget)
+        self._prefilled = bool(prefills)
+        if not decodes and not prefills:
+            decodes = self._plan_decodes()
+        return StepPlan(tuple(decodes), prefills)
+
+    def _plan_prefills(self, budget: int) -> tuple[tuple[Sequence, int], ...]:
+        """Returns (sequence, tokens) of prompt chunks of at most `budget` tokens, and admits sequences for them."""
         prefills: list[tuple[Sequence, int]] = []
         unfinished = [sequence for sequence in self.running if sequence.phase is SequencePhase.PREFILL]
         while budget and len(prefills) < self._config.max_prefill_rows:
             sequence = unfinished.pop(0) if unfinished else self._admit()
             if sequence is None:
                 break
-            if sequence.phase is SequencePhase.LOADING:
+            if sequence.phase is not SequencePhase.PREFILL:
                 continue
-            tokens = min(sequence.pending, budget)
+            tokens = sequence.next_chunk(budget)
+            if not tokens:
+                break
             prefills.append((sequence, tokens))
             budget -= tokens
-        return StepPlan(tuple(decodes), tuple(prefills))
+        return tuple(prefills)
 
     def computed(self, sequence: Sequence, tokens: int) -> None:
         """Records that KV of `tokens` more tokens is in the pool, and publishes pages that this filled."""
@@ -165,12 +191,17 @@ class Scheduler:
         else:  # aborted while LOADING
             self.allocator.release(sequence.stop())
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: Request, emitted: Items[int]) -> None:
         prompt, limit = len(request.prompt), self._max_model_len
         if request.id in self._by_id:
             raise RequestRefusedError(f"request id {request.id!r} is already in the engine; choose another.")
         if not prompt:
             raise RequestRefusedError("the prompt has no tokens; send at least one.")
+        if len(emitted) >= request.sampling.max_tokens:
+            raise RequestRefusedError(
+                f"{len(emitted)} tokens were emitted of `max_tokens` {request.sampling.max_tokens}; nothing is left to "
+                "generate."
+            )
         # The last token needs no KV, so a prompt may leave room for exactly one output token.
         total = prompt + request.sampling.max_tokens
         if total > limit:
@@ -230,10 +261,9 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self._config.max_batch:
             return None
         sequence = self.waiting[0]
-        # The last token is always computed: its logits choose the next one.
-        usable = (len(sequence.tokens) - 1) // self._layout.page_size
-        keys = sequence.keys()[:usable] if self._config.prefix_cache else []
+        keys = sequence.keys()[: sequence.reusable_pages] if self._config.prefix_cache else []
         cached = self.allocator.lookup(keys)
+        cached = cached[: len(cached) // self._reuse_pages * self._reuse_pages]
         new = self._layout.pages_for(len(sequence.tokens)) - len(cached)
         # One page of growth for every running sequence: admitting must not cause the very next preemption.
         if new + len(self.running) > self.allocator.available - self.allocator.unreferenced(cached):
@@ -249,7 +279,9 @@ class Scheduler:
             sequence.computed,
             len(sequence.tokens),
         )
-        if self._loader and (loadable := self._loader.lookup(keys[len(cached) :])):
+        unit = self._reuse_pages
+        loadable = self._loader.lookup(keys[len(cached) :]) // unit * unit if self._loader else 0
+        if self._loader and loadable:
             sequence.load()
             self._loader.load(sequence, keys[len(cached) :][:loadable], pages[:loadable])
         else:

@@ -1,6 +1,7 @@
 """A request on its way through the engine: its phase, its tokens, its pages, and how far its KV is computed."""
 
 import enum
+from collections.abc import Sequence as Items
 
 from kvcache.allocator import PageTable
 from kvcache.blocks import BlockKey, page_keys
@@ -13,8 +14,9 @@ class SequencePhase(enum.Enum):
     Attributes:
         WAITING: queued; holds no pages.
         LOADING: holds its pages, and another tier is writing KV into some of them; no step computes it.
-        PREFILL: its known tokens are computed in chunks.
-        DECODE: each step computes one token.
+        PREFILL: its known tokens are computed in chunks; in a deterministic engine those of its prompt only.
+        DECODE: each step computes one token. In a deterministic engine a sequence that starts again has its emitted
+            tokens computed so, and chooses the next token at the last of them.
     """
 
     WAITING = enum.auto()
@@ -34,6 +36,9 @@ class Sequence:
         eos_ids: token ids that end a sequence unless its request ignores them.
         root: key before the first page.
         keys: keys of the prompt's full pages, which those of the output continue.
+        emitted: tokens that the request has generated elsewhere.
+        chunk_tokens: in a deterministic engine, prompt chunks end at multiples of so many tokens and only whole ones
+            are reused; `None` lets chunks end anywhere.
 
     Attributes:
         phase: changed by the methods here alone.
@@ -54,17 +59,20 @@ class Sequence:
         eos_ids: frozenset[int],
         root: BlockKey,
         keys: list[BlockKey],
+        emitted: Items[int] = (),
+        chunk_tokens: int | None = None,
     ):
         self.request = request
         self.order = order
         self.rank = (request.priority, request.arrival_s, order)
         self.phase = SequencePhase.WAITING
-        self.tokens: list[int] = list(request.prompt)
+        self.tokens: list[int] = [*request.prompt, *emitted]
         self.computed = 0
         self.cached_tokens = 0
         self.preemptions = 0
         self.page_table = PageTable(max_pages)
         self._page_size = page_size
+        self._chunk_tokens = chunk_tokens
         self._keys: list[BlockKey] = keys
         self._root = root
         self._published = 0
@@ -91,9 +99,27 @@ class Sequence:
         self._keys += page_keys(self.tokens[hashed:], self._page_size, parent)
         return self._keys
 
+    @property
+    def reusable_pages(self) -> int:
+        """Leading pages whose KV need not be computed here; the last known token always is, to choose the next one."""
+        if self._chunk_tokens is None:
+            return (len(self.tokens) - 1) // self._page_size
+        return self._whole_chunks(min(len(self.request.prompt), len(self.tokens) - 1)) // self._page_size
+
+    def next_chunk(self, budget: int) -> int:
+        """Returns the tokens of the next prompt chunk; 0 if chunks end at fixed places and it is over `budget`."""
+        if self._chunk_tokens is None:
+            return min(self.pending, budget)
+        size = min(self._chunk_tokens, len(self.request.prompt) - self.computed)
+        return size if size <= budget else 0
+
     def unpublished(self) -> list[tuple[int, BlockKey]]:
-        """Returns (page, key) of pages that became full of computed KV since the last call."""
-        full = self.computed // self._page_size
+        """Returns (page, key) of pages that became full of reusable KV since the last call."""
+        computed = self.computed
+        if self._chunk_tokens is not None:
+            # What decode steps or a shorter chunk computed has other bits than a whole chunk.
+            computed = min(computed, self._whole_chunks(len(self.request.prompt)))
+        full = computed // self._page_size
         if full == self._published:
             return []
         start, self._published = self._published, full
@@ -110,17 +136,29 @@ class Sequence:
         self.phase = SequencePhase.LOADING
 
     def start(self, computed_tokens: int) -> None:
-        """Begins to compute behind the first `computed_tokens` tokens: WAITING or LOADING -> PREFILL."""
-        self.phase = SequencePhase.PREFILL
-        self.computed = computed_tokens
+        """Begins to compute behind the first `computed_tokens` tokens: WAITING or LOADING -> PREFILL.
+
+        With fixed chunks: behind the last whole chunk of these tokens; with all of the prompt there, -> DECODE.
+        """
+        whole_prompt = computed_tokens >= len(self.request.prompt)
+        self.phase = SequencePhase.DECODE if whole_prompt and self._chunk_tokens else SequencePhase.PREFILL
+        self.computed = computed_tokens if whole_prompt else self._whole_chunks(computed_tokens)
         if not self.preemptions:
-            self.cached_tokens = computed_tokens
+            self.cached_tokens = self.computed
 
     def advance(self, tokens: int) -> None:
-        """Counts `tokens` more tokens as computed: PREFILL -> DECODE once at most the newest token is pending."""
+        """Counts `tokens` more tokens as computed: PREFILL -> DECODE once at most the newest token is pending.
+
+        With fixed chunks: once the prompt is computed.
+        """
         self.computed += tokens
-        if self.pending <= 1:
+        left = self.pending - 1 if self._chunk_tokens is None else len(self.request.prompt) - self.computed
+        if left <= 0:
             self.phase = SequencePhase.DECODE
+
+    def _whole_chunks(self, tokens: int) -> int:
+        unit = self._chunk_tokens or 1
+        return tokens // unit * unit
 
     def stop(self) -> list[int]:
         """Gives the pages up and returns them, in order; tokens and keys stay: any phase -> WAITING."""

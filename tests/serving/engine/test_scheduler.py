@@ -10,7 +10,7 @@ from kvcache.blocks import Namespace, page_keys
 from kvcache.layout import KVLayout
 from model.sampling import SamplingParams
 from serving.engine.errors import EngineError, RequestRefusedError
-from serving.engine.scheduler import Scheduler
+from serving.engine.scheduler import Scheduler, StepPlan
 from serving.engine.types import EngineConfig
 from serving.request import Request
 
@@ -27,8 +27,12 @@ def request(name: str, prompt: int = 6, max_tokens: int = 4, **fields: int | flo
 
 
 def run_step(scheduler: Scheduler) -> list[str]:
-    """Executes one plan with an imaginary model; returns the ids that got a token."""
-    plan = scheduler.plan()
+    """Plans and executes one step; returns the ids that got a token."""
+    return finish_step(scheduler, scheduler.plan())
+
+
+def finish_step(scheduler: Scheduler, plan: StepPlan) -> list[str]:
+    """Executes a plan with an imaginary model; returns the ids that got a token."""
     got = []
     for sequence, count in [(s, 1) for s in plan.decodes] + list(plan.prefills):
         choosing = sequence.pending == count
@@ -163,8 +167,9 @@ def test_requests_that_can_never_fit_are_refused_with_the_numbers() -> None:
     assert len(scheduler.waiting) == 1
 
 
-def test_nothing_leaks_over_random_adds_steps_and_aborts(rng: np.random.Generator) -> None:
-    scheduler = make(num_pages=24)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_nothing_leaks_over_random_adds_steps_and_aborts(rng: np.random.Generator, deterministic: bool) -> None:
+    scheduler = make(num_pages=24, deterministic=deterministic)
     alive: set[str] = set()
     for index in range(3000):
         action = rng.integers(4)
@@ -199,3 +204,52 @@ def test_a_budget_that_starves_prefill_is_refused() -> None:
         EngineConfig(max_batch=8, token_budget=8)
     with pytest.raises(EngineError, match="`page_size` is 0"):
         EngineConfig(page_size=0)
+
+
+def test_a_deterministic_engine_takes_turns_and_ends_chunks_at_multiples_of_the_budget() -> None:
+    scheduler = make(num_pages=64, deterministic=True)
+    for name, prompt in (("a", 30), ("b", 5), ("c", 14), ("d", 12)):
+        scheduler.add(request(name, prompt=prompt, max_tokens=6))
+    kinds, chunks = [], []
+    while scheduler.waiting or scheduler.running:
+        plan = scheduler.plan()
+        assert plan, "work is left but nothing was planned"
+        assert not (plan.decodes and plan.prefills)
+        kinds.append("decode" if plan.decodes else "prefill")
+        chunks += [(sequence.request.id, sequence.computed, count) for sequence, count in plan.prefills]
+        finish_step(scheduler, plan)
+    assert sorted(chunks) == [
+        ("a", 0, 12),
+        ("a", 12, 12),
+        ("a", 24, 6),
+        ("b", 0, 5),
+        ("c", 0, 12),
+        ("c", 12, 2),
+        ("d", 0, 12),
+    ]
+    first_decode = kinds.index("decode")
+    assert "prefill prefill" not in " ".join(kinds[first_decode:])
+
+
+def test_a_deterministic_engine_computes_emitted_tokens_by_decode_steps() -> None:
+    scheduler = make(num_pages=64, deterministic=True)
+    scheduler.add(request("a", prompt=14, max_tokens=6), emitted=(7, 8, 9))
+    steps = []
+    while scheduler.waiting or scheduler.running:
+        plan = scheduler.plan()
+        steps.append(
+            [("decode", s.computed) for s in plan.decodes] + [("prefill", count) for _, count in plan.prefills]
+        )
+        finish_step(scheduler, plan)
+    assert steps == [[("prefill", 12)], [("prefill", 2)], *[[("decode", 14 + index)] for index in range(5)]]
+
+
+def test_what_decode_steps_computed_is_not_reused_in_a_deterministic_engine() -> None:
+    scheduler = make(num_pages=64, deterministic=True)
+    scheduler.add(request("turn1", prompt=18, max_tokens=12))
+    tokens = scheduler.waiting[0].tokens
+    while scheduler.waiting or scheduler.running:
+        finish_step(scheduler, scheduler.plan())
+    scheduler.add(Request(id="turn2", prompt=(*tokens, 5, 5), sampling=SamplingParams(max_tokens=1)))
+    finish_step(scheduler, scheduler.plan())
+    assert scheduler.prefix_hit_tokens == 12
