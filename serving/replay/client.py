@@ -3,17 +3,19 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 import httpx
+from httpx_sse import SSEError, aconnect_sse
 
 from serving.replay.errors import ReplayError
 from serving.replay.scrape import ServerCounters
 from serving.token_times import TokenTimes
 
 _CONNECT_S = 10.0
+_DONE = "[DONE]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +121,15 @@ class ServerClient:
         answer, clock = Answer(), asyncio.get_running_loop().time
         headers = {"Content-Type": "application/json"}
         try:
-            async with self._http.stream("POST", "/v1/completions", content=body, headers=headers) as response:
-                answer.status = response.status_code
+            async with aconnect_sse(self._http, "POST", "/v1/completions", content=body, headers=headers) as source:
+                answer.status = source.response.status_code
                 if answer.status != 200:
-                    answer.error = _error_text(await response.aread())
+                    answer.error = _error_text(await source.response.aread())
                     return answer
-                async for event in _events(response):
+                async for sent in source.aiter_sse():
+                    if not sent.data or sent.data == _DONE:
+                        continue
+                    event = json.loads(sent.data)
                     if "error" in event:
                         answer.error = _message(event)
                         break
@@ -132,8 +137,10 @@ class ServerClient:
                     _count(answer, event, clock())
                     if first and answer.times.first_s is not None:
                         on_first_token()
-        except httpx.TransportError as error:
+        except (httpx.TransportError, SSEError) as error:
             answer.error = f"{type(error).__name__}: {error}".rstrip(": ")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            answer.error = f"The stream has an event that is no completion ({type(error).__name__}: {error})"
         return answer
 
     async def _get(self, path: str) -> httpx.Response:
@@ -160,17 +167,6 @@ def completion_body(model: str, prompt: list[int], tokens: int) -> bytes:
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     return json.dumps(body, separators=(",", ":")).encode()
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """Yields the JSON of server-sent events, up to `[DONE]`."""
-    rest = b""
-    async for piece in response.aiter_bytes():
-        *whole, rest = (rest + piece).split(b"\n\n")
-        for event in whole:
-            data = event.removeprefix(b"data:").strip()
-            if data and data != b"[DONE]":
-                yield json.loads(data)
 
 
 def _count(answer: Answer, event: Mapping[str, Any], now_s: float) -> None:

@@ -102,8 +102,9 @@ async def _probe(client: ServerClient, model: str, prompts: PromptWriter) -> Non
     """Sends one short completion that is not counted: pays first-request costs, and raises ReplayError if refused."""
     request = TraceRequest(id="-1", arrival_s=0.0, input_tokens=8, output_tokens=4)
     answer = await client.complete(completion_body(model, prompts.prompt(request), request.output_tokens))
-    if answer.error:
-        raise ReplayError(f"{client.url} does not complete a prompt of token ids for {model!r}: {answer.error}")
+    if answer.error or not answer.tokens:
+        reason = answer.error or "its stream has no tokens"
+        raise ReplayError(f"{client.url} does not complete a prompt of token ids for {model!r}: {reason}")
 
 
 async def _send(
@@ -124,6 +125,8 @@ async def _send(
         on_change(run)
 
     answer = await client.complete(body, first_token)
+    if not answer.error and answer.tokens != request.output_tokens:
+        answer.error = f"The answer ended with {answer.tokens} of {request.output_tokens} tokens"
     run.pieces += answer.pieces
     run.hits_told |= answer.cached_tokens is not None
     outcome = _outcome(request, answer, start_s, clock() - start_s)

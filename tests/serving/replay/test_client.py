@@ -30,13 +30,17 @@ def answer(body: str, status: str = "200 OK") -> Said:
     return [f"{head}Connection: close\r\n\r\n{body}".encode()]
 
 
-def stream(*events: object, cut: bool = False) -> Said:
-    """An answer in server-sent events, one chunk of HTTP each; `cut` hangs up before the end."""
+def stream(*events: object, cut: bool = False, end: str = "\n", before: str = "") -> Said:
+    """An answer in server-sent events, one chunk of HTTP each; `cut` hangs up before the end.
+
+    Lines end with `end`; every event follows the lines `before`.
+    """
     pieces = [
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     ]
     for event in events:
-        data = f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode()
+        lines = [*before.splitlines(), f"data: {event if isinstance(event, str) else json.dumps(event)}", "", ""]
+        data = end.join(lines).encode()
         pieces.append(b"%x\r\n%s\r\n" % (len(data), data))
     return pieces if cut else [*pieces, b"0\r\n\r\n"]
 
@@ -100,8 +104,20 @@ def test_a_server_with_running_usage() -> None:
 def test_a_server_that_counts_only_at_the_end_or_never() -> None:
     run = one(stream(text(0), text(1), text(2), last(3), "[DONE]"))
     assert (run.outcomes[0].output_tokens, run.pieces, run.hits_told) == (3, 3, False)
-    run = one(stream(text(0), text(1), "[DONE]"))
-    assert (run.outcomes[0].outcome, run.outcomes[0].output_tokens) == ("completed", 2)
+    run = one(stream(text(0), text(1), text(2), "[DONE]"))
+    assert (run.outcomes[0].outcome, run.outcomes[0].output_tokens) == ("completed", 3)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("before", ["", ": keep-alive\n", "event: completion\nid: 7\nretry: 10\n", ":\n\n"])
+def test_every_form_of_a_stream_is_read(end: str, before: str) -> None:
+    run = one(stream(text(0, 1), text(1, 3), last(3), "[DONE]", end=end, before=before))
+    assert (run.outcomes[0].outcome, run.outcomes[0].output_tokens, run.pieces) == ("completed", 3, 2)
+
+
+def test_an_event_of_several_lines_is_one_event() -> None:
+    whole = json.dumps(text(0, 3), indent=1).replace("\n", "\ndata: ")
+    assert one(stream(whole, "[DONE]")).outcomes[0].output_tokens == 3
 
 
 @pytest.mark.parametrize(
@@ -112,6 +128,13 @@ def test_a_server_that_counts_only_at_the_end_or_never() -> None:
         (answer('{"detail": "no"}', "400 Bad Request"), "failed", 0, "{'detail': 'no'}"),
         (stream(text(0, 1), {"error": {"message": "died"}}, "[DONE]"), "failed", 1, "died"),
         (stream(text(0, 1), cut=True), "failed", 1, "RemoteProtocolError: peer closed connection"),
+        (stream(text(0, 1), text(1, 2), "[DONE]"), "failed", 2, "The answer ended with 2 of 3 tokens"),
+        (stream("[DONE]"), "failed", 0, "The answer ended with 0 of 3 tokens"),
+        (stream(text(0, 4), "[DONE]"), "failed", 4, "The answer ended with 4 of 3 tokens"),
+        (stream("{broken"), "failed", 0, "The stream has an event that is no completion (JSONDecodeError"),
+        (stream([5]), "failed", 0, "The stream has an event that is no completion (AttributeError"),
+        (stream({"text": 5}), "failed", 0, "The stream has an event that is no completion (KeyError: 'choices')"),
+        (answer('{"choices": []}'), "failed", 0, "SSEError: Expected response header Content-Type"),
         ([], "failed", 0, "RemoteProtocolError: Server disconnected"),
     ],
 )
