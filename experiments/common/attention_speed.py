@@ -30,7 +30,6 @@ _READ_BYTES, _COPIED_BYTES = 2**28, 2**33
 _MATMUL_SIZE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
 
 Row = dict[str, Any]
-Call = Callable[[], Any]
 
 
 class Cache(NamedTuple):

@@ -9,8 +9,6 @@ from experiments.common.plots import plt
 from serving.replay import Replay
 from serving.workload.outcomes import RequestOutcome
 
-_WINDOW = 20  # requests of a moving mean
-
 
 def save_replay_plots(path: pathlib.Path, title: str, run: Replay, found: dict[str, Any]) -> None:
     """Writes six panels as a PNG; `found` are the totals of `replay_totals`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-COMPLETED, REJECTED, ABORTED, FAILED = "completed", "rejected", "aborted", "failed"
+COMPLETED, REJECTED, FAILED = "completed", "rejected", "failed"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class RequestOutcome:
         tbt_s: `None` where fewer than two tokens came.
         hit_tokens: prompt tokens whose KV was reused.
         prefill, decode: instances that served it; "" where none did.
-        outcome: one of `COMPLETED`, `REJECTED`, `ABORTED`, `FAILED`.
+        outcome: one of `COMPLETED`, `REJECTED`, `FAILED`.
         finished_s: when it ended, in seconds since the run's start.
     """
 
