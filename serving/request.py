@@ -1,7 +1,7 @@
 """One request, whoever serves it: a live engine, a cluster, or a simulation of one."""
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from model.sampling_params import SamplingParams
 
@@ -51,3 +51,18 @@ class TraceRequest(Request):
 
     keys: tuple[int, ...] = ()
     output_tokens: int
+
+    def with_prompt(self, prompt: Sequence[int]) -> Request:
+        """Returns the request that an engine serves: `prompt`, and greedily exactly `output_tokens` tokens.
+
+        It has no keys, because those of the trace are of other blocks than the engine's pages.
+        """
+        return Request(
+            id=self.id,
+            arrival_s=self.arrival_s,
+            prompt=tuple(prompt),
+            tenant=self.tenant,
+            priority=self.priority,
+            salt=self.salt,
+            sampling=SamplingParams(temperature=0.0, max_tokens=self.output_tokens, ignore_eos=True),
+        )

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments.common.calibration_grid import Prompt, Scenario, scenarios
 from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples, timed_step
 from serving.engine.engine import Engine
-from serving.request import Request
+from serving.request import Request, TraceRequest
 from serving.simulator.calibration import (
     DecodeSample,
     PrefillSample,
@@ -27,7 +27,7 @@ from serving.simulator.calibration import (
     fit_times,
     step_noise,
 )
-from serving.simulator.dry_engine import DryEngine, engine_request
+from serving.simulator.dry_engine import DryEngine
 from serving.simulator.performance import Performance
 from serving.simulator.steps import EngineModel
 from serving.workload.requests import Trace
@@ -108,7 +108,7 @@ class _Bench:
         return self._rng.integers(3, 259, prompt.tokens).tolist()
 
     def _request(self, tokens: list[int], outputs: int) -> Request:
-        return engine_request(str(next(self._names)), tokens, outputs, 0.0)
+        return TraceRequest(id=str(next(self._names)), output_tokens=outputs).with_prompt(tokens)
 
     def _steps(self, requests: Sequence[Request], until_all_decode: bool = False) -> list[StepSample]:
         samples, started = [], set()

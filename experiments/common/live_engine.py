@@ -10,7 +10,7 @@ from serving.engine import RequestRefusedError, TokenEvent
 from serving.engine.engine import Engine
 from serving.request import Request, TraceRequest
 from serving.simulator.calibration import StepSample
-from serving.simulator.dry_engine import DryEngine, engine_request
+from serving.simulator.dry_engine import DryEngine
 from serving.token_times import TokenTimes
 from serving.workload.outcomes import COMPLETED, REJECTED, RequestOutcome, tbt_s
 from serving.workload.prompts import BYTE_IDS, PromptWriter
@@ -108,7 +108,9 @@ class LiveEngine:
         # Made before the clock starts, salted by the run: an earlier run of the same prompts is no cache hit.
         salt = str(time.monotonic_ns())
         prompts = PromptWriter(BYTE_IDS, trace.block_size, self._seed)
-        requests = [_engine_request(request, prompts.prompt(request), salt) for request in trace.requests]
+        requests = [
+            dataclasses.replace(request.with_prompt(prompts.prompt(request)), salt=salt) for request in trace.requests
+        ]
         coming = deque(zip(trace.requests, requests, strict=True))
         running: dict[str, tuple[TraceRequest, TokenTimes]] = {}
         outcomes: dict[str, RequestOutcome] = {}
@@ -140,11 +142,6 @@ class LiveEngine:
                     if self._progress:
                         self._progress(len(outcomes))
         return [outcomes[request.id] for request in trace.requests]
-
-
-def _engine_request(request: TraceRequest, prompt: Sequence[int], salt: str) -> Request:
-    made = engine_request(request.id, prompt, request.output_tokens, request.arrival_s, request.priority)
-    return dataclasses.replace(made, salt=salt)
 
 
 def _token(request: TraceRequest, times: TokenTimes, event: TokenEvent, now: float) -> RequestOutcome | None:

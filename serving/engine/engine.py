@@ -224,10 +224,10 @@ class Engine:
             self._scheduler.finish(sequence)
             _logger.debug("request %s finished: %s after %d tokens", sequence.request.id, reason, sequence.generated)
         return TokenEvent(
-            sequence.request.id,
-            sampled.token,
-            sampled.logprob,
-            sampled.top_logprobs,
-            reason,
-            sequence.cached_tokens,
+            request_id=sequence.request.id,
+            token=sampled.token,
+            logprob=sampled.logprob,
+            top_logprobs=sampled.top_logprobs,
+            finish_reason=reason,
+            cached_tokens=sequence.cached_tokens,
         )

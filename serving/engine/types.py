@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from serving.engine.errors import EngineError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Sizes of one engine.
 
     Attributes:
-        page_size: tokens per page of device memory.
+        page_size: tokens per page of device memory, the unit of prefix reuse.
         num_pages: pages in the pool; `None` derives it from `kv_bytes`.
         kv_bytes: bytes for the pool over all devices; `None` takes what the device reports as free, or 1 GiB where it
             reports nothing (CPU).
@@ -69,12 +69,17 @@ class EngineConfig:
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenEvent:
     """One generated token.
 
-    `finish_reason` is `None` until the last event of a request: `stop` (end-of-sequence or stop token) or `length`.
-    `cached_tokens` counts the prompt tokens whose KV came from the prefix cache.
+    Attributes:
+        request_id: of the request that the token belongs to.
+        token: token id.
+        logprob: log-probability of the token; `None` unless the request asked for log-probabilities.
+        top_logprobs: the most likely (token, log-probability) pairs, as many as the request asked for.
+        finish_reason: `stop` (end-of-sequence or stop token) or `length` with the last token of a request, else `None`.
+        cached_tokens: prompt tokens whose KV was reused.
     """
 
     request_id: str
@@ -118,9 +123,19 @@ class Generation:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """Gauges (`waiting`, `running`, pages) and counters since start (all others) of an engine."""
+    """Gauges and counters of an engine.
+
+    Attributes:
+        waiting, running: requests without and with pages, now.
+        pages_total, pages_used, pages_cached: pages of the pool, those that a request holds, and those that none holds
+            but whose KV can be reused, now.
+        prompt_tokens, prefix_hit_tokens: prompt tokens of requests that began to compute since the start, and those of
+            them whose KV was reused.
+        generated_tokens, preemptions, steps: counted since the start.
+        compiles_after_warm_up: compilations since `Engine.warm_up`; 0 in a healthy engine.
+    """
 
     waiting: int = 0
     running: int = 0

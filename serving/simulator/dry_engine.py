@@ -5,10 +5,8 @@ is decided here by the same code; only the tokens are imaginary.
 """
 
 import dataclasses
-from collections.abc import Sequence as Items
 
 from kvcache.layout import KVLayout
-from model.sampling_params import SamplingParams
 from serving.engine.buckets import bucket_of, buckets
 from serving.engine.scheduler import Scheduler, StepPlan
 from serving.engine.sequence import Sequence
@@ -26,14 +24,6 @@ class SequenceProgress:
     first: bool
     finished: bool
     cached_tokens: int
-
-
-def engine_request(
-    request_id: str, prompt: Items[int], max_tokens: int, arrival_s: float, priority: int = 0
-) -> Request:
-    """A greedy request that generates exactly `max_tokens`."""
-    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-    return Request(id=request_id, arrival_s=arrival_s, prompt=tuple(prompt), priority=priority, sampling=sampling)
 
 
 class DryEngine:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from serving.request import TraceRequest
 from serving.simulator.batch import Timer
 from serving.simulator.cache import NodeCache
-from serving.simulator.dry_engine import DryEngine, SequenceProgress, engine_request
+from serving.simulator.dry_engine import DryEngine, SequenceProgress
 from serving.simulator.errors import SimulatorError
 from serving.simulator.gaps import Progression
 from serving.simulator.performance import Performance
@@ -93,11 +93,7 @@ class EngineNode:
         self._members[request.id] = _Member(state)
         self._prompts_s += state.placement.predicted_prefill_s
         self._queued += 1
-        self._engine.add(
-            engine_request(
-                request.id, self._prompt(request), request.output_tokens, request.arrival_s, request.priority
-            )
-        )
+        self._engine.add(request.with_prompt(self._prompt(request)))
         if not self._awake:
             self._awake = True
             self._at(now + _WAKE_S, self._begin, self._version)

@@ -66,7 +66,7 @@ class ScriptedEngine:
         if finish:
             del self._running[request.id]
         top = tuple((token + i, -1.0 - i) for i in range(request.sampling.logprobs or 0))
-        return TokenEvent(request.id, token, -0.5, top, finish)
+        return TokenEvent(request_id=request.id, token=token, logprob=-0.5, top_logprobs=top, finish_reason=finish)
 
 
 class FakeBackend:
@@ -135,7 +135,8 @@ class FakeBackend:
         request = stream.request
         token = request.prompt[count % len(request.prompt)]
         last = count + 1 == request.sampling.max_tokens
-        stream.put(TokenEvent(request.id, token, finish_reason="length" if last else None), time.monotonic())
+        finish = "length" if last else None
+        stream.put(TokenEvent(request_id=request.id, token=token, finish_reason=finish), time.monotonic())
         self._observer.token(stream)
         if last:
             del self._open[request.id]

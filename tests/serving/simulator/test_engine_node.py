@@ -12,9 +12,9 @@ from model.transformer import Transformer
 from serving.conductor import ConductorConfig
 from serving.engine import EngineConfig, RequestRefusedError
 from serving.engine.build import build_engine
-from serving.request import TraceRequest
+from serving.request import Request, TraceRequest
 from serving.simulator.config import ClusterConfig
-from serving.simulator.dry_engine import DryEngine, engine_request
+from serving.simulator.dry_engine import DryEngine
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import Performance, mooncake_a800, read_performance, write_performance
 from serving.simulator.simulation import Simulation
@@ -63,6 +63,10 @@ def performance_of(model: EngineModel) -> Performance:
     return dataclasses.replace(mooncake_a800(), engine=model)
 
 
+def request_of(number: int, prompt: list[int], outputs: int) -> Request:
+    return TraceRequest(id=str(number), arrival_s=float(number), output_tokens=outputs).with_prompt(prompt)
+
+
 @pytest.mark.parametrize(("pages", "preempts"), [(64, False), (14, True)])
 def test_every_step_is_the_one_that_the_engine_computes(pages: int, preempts: bool) -> None:
     model = engine_model(num_pages=pages)
@@ -71,9 +75,7 @@ def test_every_step_is_the_one_that_the_engine_computes(pages: int, preempts: bo
     rng = np.random.default_rng(pages)
     texts = rng.integers(3, 97, (6, 128))
     coming = [
-        engine_request(
-            str(i), texts[rng.integers(6), : rng.integers(1, 80)].tolist(), int(rng.integers(1, 25)), float(i)
-        )
+        request_of(i, texts[rng.integers(6), : rng.integers(1, 80)].tolist(), int(rng.integers(1, 25)))
         for i in range(40)
     ]
     finished = 0
@@ -105,7 +107,7 @@ def serve_step_by_step(trace: Trace, model: EngineModel) -> list[tuple[float, fl
             now = max(now, coming[0].arrival_s + 1e-4)
         while coming and coming[0].arrival_s <= now:
             r = coming.pop(0)
-            dry.add(engine_request(r.id, prompts.prompt(r), r.output_tokens, r.arrival_s))
+            dry.add(r.with_prompt(prompts.prompt(r)))
             stamps[r.id] = []
         work = dry.plan()
         assert work is not None
@@ -262,7 +264,7 @@ def test_what_the_engine_refuses_the_simulator_rejects() -> None:
             )
             requests.append(request)
             try:
-                DryEngine(model).add(engine_request(request.id, [5] * prompt, outputs, 0.0))
+                DryEngine(model).add(request.with_prompt([5] * prompt))
                 refused = False
             except RequestRefusedError:
                 refused = True
