@@ -2,7 +2,7 @@
 
 
 class KVCacheError(Exception):
-    """Anything that the KV cache refuses."""
+    """Base of all errors of the KV cache."""
 
 
 class OutOfPagesError(KVCacheError):

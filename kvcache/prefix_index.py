@@ -10,7 +10,7 @@ from kvcache.errors import KVCacheError
 
 
 def members(mask: int) -> Iterator[int]:
-    """Indices of the set bits, ascending."""
+    """Yields the indices of the set bits, ascending."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1
@@ -28,7 +28,7 @@ class PrefixIndex:
         self._any: dict[Hashable, int] = self._tiers[0] if tiers == 1 else {}
 
     def match(self, blocks: Sequence[Hashable], tier: int | None = None) -> list[tuple[int, int]]:
-        """Longest contiguous match per owner: [(matched blocks, mask of owners), ...], longest first.
+        """Returns the longest contiguous match of each owner: [(matched blocks, mask of owners), ...], longest first.
 
         Args:
             blocks: keys of a prompt's blocks, from the first.
@@ -54,7 +54,7 @@ class PrefixIndex:
         return groups
 
     def holders(self, block: Hashable, tier: int | None = None) -> int:
-        """Mask of the owners that hold a block, in `tier` or anywhere."""
+        """Returns the mask of the owners that hold a block, in `tier` or anywhere."""
         return (self._any if tier is None else self._tiers[tier]).get(block, 0)
 
     def add(self, owner: int, blocks: Iterable[Hashable], tier: int = 0) -> None:

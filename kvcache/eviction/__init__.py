@@ -30,7 +30,7 @@ POLICIES = (*_POLICIES, *(name + _PREFIX_RULE for name in ("fifo", "sieve", "s3f
 
 
 def eviction_policy(name: str, capacity: int) -> EvictionPolicy:
-    """The policy called `name`, one of `POLICIES`, for `capacity` blocks; "+prefix" adds the prefix rule.
+    """Returns the policy called `name`, one of `POLICIES`, for `capacity` blocks; "+prefix" adds the prefix rule.
 
     Raises:
         KVCacheError: names a policy that does not exist, or a capacity below 1.

@@ -7,20 +7,20 @@ from kvcache.errors import KVCacheError
 
 
 class EvictionPolicy(abc.ABC):
-    """Which block leaves next.
+    """Order in which the blocks of one tier are evicted.
 
-    The owner of a tier passes whole prompts to `admit`; or it calls `insert` for a block that was not there, `touch`
-    for one that was, and `evict` until the tier fits its limit. Pinned blocks (those in use) are never evicted: one
-    that comes up is set aside, and is next in line again when its last pin goes. Every call is O(1) amortised unless
-    a policy says otherwise.
+    The owner of a tier passes whole prompts to `admit`; or the owner calls `insert` for a new block, `touch` for a
+    present one, and `evict` until the tier fits its limit. Pinned blocks (those in use) are never evicted: a pinned
+    block whose turn comes is set aside, and is the next victim again once its last pin is removed. Every call is O(1)
+    amortised unless a policy says otherwise.
 
     Attributes:
-        capacity: blocks that the tier holds; policies that split it or remember evicted blocks size themselves by it.
-        keep_prefixes: the prefix rule: no block leaves before those that continue it, for without it no prompt reaches
-            them. A block is then pinned while a child of it is here. (`remove` is the owner's word and may take it.)
+        capacity: blocks that the tier holds. Policies that split the tier or remember evicted blocks are sized by it.
+        keep_prefixes: the prefix rule: no block is evicted before the blocks that continue it, because no prompt can
+            reach those without it. A block is pinned while a child of it is present; `remove` ignores the rule.
     """
 
-    # Whether a new block replaces one that is here, or competes with them and may be the one that leaves.
+    # Whether a new block replaces a present one, or competes with all present ones and may itself be evicted.
     _replaces = False
 
     def __init__(self, capacity: int, keep_prefixes: bool = False) -> None:
@@ -40,11 +40,11 @@ class EvictionPolicy(abc.ABC):
         return key in self._present
 
     def __iter__(self) -> Iterator[Hashable]:
-        """Blocks that are here, in no order."""
+        """Iterates over the present blocks, in no order."""
         return iter(self._present)
 
     def insert(self, key: Hashable, now: float, parent: Hashable | None = None, depth: int = 0) -> None:
-        """Takes in a block.
+        """Adds a block.
 
         Args:
             key: of the block.
@@ -53,7 +53,7 @@ class EvictionPolicy(abc.ABC):
             depth: how many blocks are before it in its prompt.
 
         Raises:
-            KVCacheError: the block is here already.
+            KVCacheError: the block is present already.
         """
         if key in self._present:
             raise KVCacheError(f"Block {key!r} is here already; `touch` it instead of inserting it again.")
@@ -64,7 +64,7 @@ class EvictionPolicy(abc.ABC):
             self.pin(parent)
 
     def touch(self, key: Hashable, now: float) -> None:
-        """Notes a use of a block. Raises `KVCacheError` where it is not here."""
+        """Records a use of a block. Raises `KVCacheError` where the block is not present."""
         if key not in self._present:
             raise KVCacheError(f"Block {key!r} is not here; `insert` it before touching it.")
         if key in self._aside:
@@ -73,10 +73,10 @@ class EvictionPolicy(abc.ABC):
         self._use(key, now)
 
     def access(self, path: Sequence[Hashable], now: float) -> None:
-        """One prompt's blocks, from its first: touches those that are here and inserts the others.
+        """Touches the present blocks of one prompt and inserts the others; `path` begins with the first block.
 
-        The last block goes first, so that no block looks older than those after it. Evicts nothing; call `evict` while
-        there are too many.
+        The last block goes first, so that no block looks older than the blocks after it. Nothing is evicted: call
+        `evict` while the tier holds too many.
         """
         present = self._present
         path = unique(path)
@@ -88,10 +88,10 @@ class EvictionPolicy(abc.ABC):
                 self.insert(key, now, path[place - 1] if place else None, place)
 
     def admit(self, path: Sequence[Hashable], now: float) -> list[Hashable]:
-        """`access` within `capacity`; returns the blocks that were evicted.
+        """Does `access` within `capacity` and returns the evicted blocks.
 
-        Where new blocks replace others, room is made before they come, never from the prompt's own, and a prompt longer
-        than the capacity keeps its beginning. Otherwise room is made afterwards, from all alike.
+        Where new blocks replace others, room is made first and never from the prompt's own blocks, and of a prompt
+        longer than the capacity the beginning is kept. Otherwise room is made afterwards, from all blocks alike.
 
         Raises:
             KVCacheError: too many blocks are pinned.
@@ -122,7 +122,7 @@ class EvictionPolicy(abc.ABC):
         raise KVCacheError(f"None of {len(self)} blocks can be evicted: unpin one, or lower what is asked for.")
 
     def remove(self, key: Hashable) -> None:
-        """Forgets a block that left for other reasons than room. Raises `KVCacheError` where it is not here."""
+        """Forgets a block that left for another reason than room. Raises `KVCacheError` where it is not present."""
         if key not in self._present:
             raise KVCacheError(f"Block {key!r} is not here, so it cannot be removed.")
         self._present.remove(key)
@@ -137,11 +137,11 @@ class EvictionPolicy(abc.ABC):
             self.unpin(self._parent.pop(key))
 
     def pin(self, key: Hashable) -> None:
-        """Keeps a block from being evicted until as many `unpin`. It need not be here yet."""
+        """Keeps a block from being evicted until as many calls of `unpin`. The block need not be present yet."""
         self._pins[key] = self._pins.get(key, 0) + 1
 
     def unpin(self, key: Hashable) -> None:
-        """Takes back one `pin`. Raises `KVCacheError` without one."""
+        """Removes one pin. Raises `KVCacheError` for a block that is not pinned."""
         pins = self._pins.get(key, 0)
         if not pins:
             raise KVCacheError(f"Block {key!r} is not pinned; unpin as often as it was pinned.")
@@ -155,11 +155,11 @@ class EvictionPolicy(abc.ABC):
 
     @abc.abstractmethod
     def _enter(self, key: Hashable, now: float, depth: int) -> None:
-        """A new block takes its place in the order."""
+        """Puts a new block into the order."""
 
     @abc.abstractmethod
     def _use(self, key: Hashable, now: float) -> None:
-        """A block in the order was used."""
+        """Records a use of a block in the order."""
 
     @abc.abstractmethod
     def _next(self) -> Hashable | None:
@@ -167,17 +167,17 @@ class EvictionPolicy(abc.ABC):
 
     @abc.abstractmethod
     def _restore(self, key: Hashable) -> None:
-        """Puts back a block that `_next` gave, as the next victim."""
+        """Puts a block that `_next` gave back into the order, as the next victim."""
 
     @abc.abstractmethod
     def _leave(self, key: Hashable) -> None:
         """Takes a block out of the order."""
 
     def _evicted(self, key: Hashable) -> None:  # noqa: B027 - most policies have no such memory
-        """A block that `_next` gave is gone; policies with a memory of evicted blocks note it here."""
+        """Records that a block that `_next` gave is evicted, in policies that remember evicted blocks."""
 
 
 def unique(path: Sequence[Hashable]) -> Sequence[Hashable]:
-    """`path` without repetitions, which no chain of prefixes has but a damaged trace may."""
+    """Returns `path` without repetitions. A chain of prefixes has none; a damaged trace may."""
     first = dict.fromkeys(path)
     return path if len(first) == len(path) else list(first)

@@ -9,7 +9,7 @@ Queue = OrderedDict[Hashable, int]
 
 
 class FIFO(EvictionPolicy):
-    """First in, first out, used or not."""
+    """Evicts the block that was inserted first, used or not."""
 
     def __init__(self, capacity: int, keep_prefixes: bool = False) -> None:
         super().__init__(capacity, keep_prefixes)
@@ -33,20 +33,20 @@ class FIFO(EvictionPolicy):
 
 
 class LRU(FIFO):
-    """Least recently used out first (Mooncake, section 3.2.1)."""
+    """Evicts the least recently used block (Mooncake, section 3.2.1)."""
 
     def _use(self, key: Hashable, now: float) -> None:
         self._queue.move_to_end(key)
 
 
 class Sieve(EvictionPolicy):
-    """SIEVE (Zhang et al., NSDI'24): a hand passes from the oldest block to the newest, spares the used ones once.
+    """SIEVE (Zhang et al., NSDI'24): a hand passes from the oldest block to the newest and spares used blocks once.
 
-    The queue is kept in two halves, before and behind the hand: what the hand spares moves from one to the other, and
-    when nothing is before it, it starts again at the oldest.
+    The queue is kept in two halves, before and behind the hand. A spared block moves behind the hand; when no block is
+    before the hand, the hand starts again at the oldest block.
     """
 
-    # A block that competed before it was ever used would always lose to those that were, and the hand never come round.
+    # A new block that competed would always lose to blocks that were used, and the hand would never come round.
     _replaces = True
 
     def __init__(self, capacity: int, keep_prefixes: bool = False) -> None:
@@ -79,10 +79,10 @@ class Sieve(EvictionPolicy):
 
 
 class S3FIFO(EvictionPolicy):
-    """S3-FIFO (Yang et al., SOSP'23): a small queue on probation, a main queue, and a memory of who failed probation.
+    """S3-FIFO (Yang et al., SOSP'23): a small queue on probation, a main queue, and ghosts of blocks that failed.
 
-    A tenth of the capacity is the small queue. Blocks used more than once there move to the main one; the others leave,
-    and enter the main queue directly if they are back soon.
+    The small queue is a tenth of the capacity. Blocks used more than once in the small queue move to the main queue;
+    other blocks are evicted, and enter the main queue directly if they return while their ghost is remembered.
     """
 
     _replaces = True
@@ -124,7 +124,7 @@ class S3FIFO(EvictionPolicy):
         return None
 
     def _restore(self, key: Hashable) -> None:
-        # It came up as a victim while in use: it has passed probation.
+        # A victim that was in use has passed probation.
         self._main[key] = 0
         self._main.move_to_end(key, last=False)
 

@@ -10,7 +10,7 @@ Rank = tuple[int, int]
 
 
 class LFU(EvictionPolicy):
-    """Least frequently used since it came, the least recently used of those first.
+    """Evicts the block with the fewest uses since it was inserted, and of equals the least recently used.
 
     Blocks of one rank share a queue; a heap holds the ranks that exist. O(log ranks), and there are as many ranks as
     different counts.

@@ -6,7 +6,7 @@ import numpy as np
 class ReuseTimes:
     """Reuse by kind of block and by age since its last use, ages in bins that grow by half an octave.
 
-    They reach from 1/64 s to a month, so that agents and people, small caches and large ones are told apart alike.
+    The bins reach from 1/64 s to a month, which covers agents and people, small caches and large ones.
 
     `hits[k, b]` counts blocks of kind k used again while their age was in bin b, `passed[k, b]` those that left the bin
     unused. Old counts fade, so that a change of the traffic is followed.
@@ -28,13 +28,13 @@ class ReuseTimes:
         self.passed = np.zeros((kinds, self.BINS))
 
     def fade(self, uses: int) -> None:
-        """So many uses have been counted since the last call."""
+        """Halves the weight of all counts for every `_HALF_LIFE_USES` of the `uses` counted since the last call."""
         keep = 0.5 ** (uses / self._HALF_LIFE_USES)
         self.hits *= keep
         self.passed *= keep
 
     def rates(self) -> np.ndarray:
-        """Probability of a use within a bin, for a block that enters it; float64 [kinds, bins].
+        """Returns the probability of a use within a bin, for a block that enters the bin; float64 [kinds, bins].
 
         Bins without observations continue the one before them, falling slowly (recency); kinds without, all blocks of
         that age, times how often the kind is used again compared with all (proportional hazards).
@@ -52,8 +52,8 @@ class ReuseTimes:
         return (self.hits + prior * expected) / (seen + prior)
 
     def worth(self) -> np.ndarray:
-        """Gittins index of a block at the start of each bin: the most hits per second of keeping it that any time to
-        give it up yields; float64 [kinds, bins].
+        """Returns the Gittins index of a block at the start of each bin: the most hits per second of keeping the block
+        that any time to give it up yields; float64 [kinds, bins].
 
         Evicting the smallest index is optimal where many blocks of independent fate share a cache (the relaxed problem
         has a price per block and second, and a block is kept as long as its index exceeds the price).

@@ -49,7 +49,7 @@ def buckets(config: EngineConfig) -> list[Bucket]:
 
 
 def bucket_of(plan: StepPlan, shapes: Items[Bucket]) -> Bucket:
-    """The smallest of `shapes` that holds `plan`."""
+    """Returns the smallest of `shapes` that holds `plan`."""
     decodes, prefills = len(plan.decodes), len(plan.prefills)
     tokens = sum(count for _, count in plan.prefills)
     return min(
@@ -66,7 +66,7 @@ def bucket_of(plan: StepPlan, shapes: Items[Bucket]) -> Bucket:
 
 
 def rows_of(plan: StepPlan, bucket: Bucket) -> list[tuple[int, Sequence, int]]:
-    """(row, sequence, tokens) of everything that `plan` computes."""
+    """Returns (row, sequence, tokens) of everything that `plan` computes."""
     decodes = [(row, sequence, 1) for row, sequence in enumerate(plan.decodes)]
     return decodes + [
         (bucket.decode_rows + index, sequence, count) for index, (sequence, count) in enumerate(plan.prefills)

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence as Items
 
 from kvcache.allocator import PageAllocator
-from kvcache.blocks import BlockKey, Namespace, page_keys
+from kvcache.blocks import Namespace
 from kvcache.eviction import LRU
 from kvcache.layout import KVLayout
+from serving.engine.checks import check_lengths, prompt_keys
 from serving.engine.errors import EngineError, RequestRefusedError
 from serving.engine.loader import KVLoader
 from serving.engine.sequence import Sequence, SequencePhase
@@ -90,16 +91,18 @@ class Scheduler:
         Keys that `request` has must be those of its full pages in `namespace` under its salt. `emitted` are tokens that
         the request has generated elsewhere.
         """
-        self._check(request, emitted)
-        root = self.namespace.root(request.salt)
+        if request.id in self._by_id:
+            raise RequestRefusedError(f"request id {request.id!r} is already in the engine; choose another.")
+        check_lengths(request, len(emitted), self._layout, self._max_model_len)
+        page_size, root = self._layout.page_size, self.namespace.root(request.salt)
         sequence = Sequence(
             request,
             self._order,
             max_pages=self._layout.pages_for(self._max_model_len),
-            page_size=self._layout.page_size,
+            page_size=page_size,
             eos_ids=self._eos_ids,
             root=root,
-            keys=self._prompt_keys(request, root),
+            keys=prompt_keys(request, page_size, root) if self._config.prefix_cache else [],
             emitted=emitted,
             chunk_tokens=self._config.token_budget if self._config.deterministic else None,
         )
@@ -190,47 +193,6 @@ class Scheduler:
             self._count(sequence)
         else:  # aborted while LOADING
             self.allocator.release(sequence.stop())
-
-    def _check(self, request: Request, emitted: Items[int]) -> None:
-        prompt, limit = len(request.prompt), self._max_model_len
-        if request.id in self._by_id:
-            raise RequestRefusedError(f"request id {request.id!r} is already in the engine; choose another.")
-        if not prompt:
-            raise RequestRefusedError("the prompt has no tokens; send at least one.")
-        if len(emitted) >= request.sampling.max_tokens:
-            raise RequestRefusedError(
-                f"{len(emitted)} tokens were emitted of `max_tokens` {request.sampling.max_tokens}; nothing is left to "
-                "generate."
-            )
-        # The last token needs no KV, so a prompt may leave room for exactly one output token.
-        total = prompt + request.sampling.max_tokens
-        if total > limit:
-            raise RequestRefusedError(
-                f"{prompt} prompt tokens + max_tokens {request.sampling.max_tokens} = {total} exceed the model length "
-                f"{limit}; shorten the prompt or lower `max_tokens` to at most {max(limit - prompt, 0)}."
-            )
-        needed = self._layout.pages_for(total - 1)
-        if needed > self.allocator.num_pages:
-            raise RequestRefusedError(
-                f"{total} tokens need {needed} pages of {self._layout.page_size} tokens, the pool has "
-                f"{self.allocator.num_pages}; shorten the request or give the engine more KV memory."
-            )
-
-    def _prompt_keys(self, request: Request, root: BlockKey) -> list[BlockKey]:
-        """Returns the keys of the prompt's full pages: those of the request, or hashed here, once."""
-        page_size = self._layout.page_size
-        if not self._config.prefix_cache:
-            return []
-        if not request.keys:
-            return page_keys(request.prompt, page_size, root)
-        keys = [key for key in request.keys if isinstance(key, bytes)]
-        full = len(request.prompt) // page_size
-        if not len(keys) == len(request.keys) == full:
-            raise RequestRefusedError(
-                f"`keys` has {len(request.keys)} entries, {len(keys)} of them bytes; send the keys of all {full} full "
-                f"pages of {page_size} tokens, or none."
-            )
-        return keys
 
     def _plan_decodes(self) -> list[Sequence]:
         """Returns the decoding sequences, each with a page for its next token, after preempting where there is none."""
