@@ -57,7 +57,7 @@ class Observer(Protocol):
 
     def stepped(self, stats: EngineStats) -> None: ...
     def token(self, stream: TokenStream) -> None: ...
-    def ended(self, stream: TokenStream, now_s: float) -> None: ...
+    def ended(self, stream: TokenStream) -> None: ...
 
 
 class Backend(Protocol):
@@ -90,12 +90,12 @@ class Backend(Protocol):
         """
         ...
 
-    def abort(self, stream: TokenStream, finish_reason: str = "abort") -> None:
-        """Ends one request now with `finish_reason`; nothing if it has ended."""
+    def end(self, stream: TokenStream, finish_reason: str) -> None:
+        """Ends one request with its answer's `finish_reason`, and aborts it if it still runs; idempotent."""
         ...
 
     def close(self, submission: Submission) -> None:
-        """Aborts whichever requests of `submission` have not ended; idempotent."""
+        """Ends whichever requests of `submission` have not ended, as aborted; idempotent."""
         ...
 
     async def stop(self) -> None:

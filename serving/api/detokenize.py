@@ -72,7 +72,8 @@ async def text_deltas(
 ) -> AsyncIterator[TextDelta]:
     """Yields the text of every choice of `submission` as it comes; ends when all choices have ended.
 
-    A request whose stop string is complete is aborted; `include_stop` keeps the stop string in the text.
+    A choice ends at the backend with its finish reason; one whose stop string is complete is aborted there.
+    `include_stop` keeps the stop string in the text.
     Raises BackendError if the backend ends the submission.
     """
     choices = {
@@ -85,10 +86,11 @@ async def text_deltas(
             choice = choices[stream.request.id]
             if choice.done:
                 continue
+            stream.answered_tokens += 1
             delta = choice.push(event)
             arrived.setdefault(delta.choice, []).append(delta)
-            if choice.done:
-                backend.abort(stream, "stop")
+            if delta.finish_reason is not None:
+                backend.end(stream, delta.finish_reason)
         for deltas in arrived.values():
             yield joined(deltas)
 

@@ -64,7 +64,7 @@ async def answer(
     if body.stream:
         return _EventStream(_events(submission, deltas, body, renderer, services), backend, submission)
     try:
-        return await _unless_disconnected(http, _whole(submission, deltas, renderer))
+        return await _unless_disconnected(http, _whole(submission, deltas, body, renderer))
     except BackendError as error:
         raise _api_error(error, services) from error
     finally:
@@ -80,12 +80,14 @@ def _api_error(error: BackendError, services: Services) -> ApiError:
     return ApiError(500 if isinstance(error, RequestFailedError) else 503, str(error))
 
 
-async def _whole(submission: Submission, deltas: AsyncIterator[TextDelta], renderer: Renderer) -> Response:
+async def _whole(
+    submission: Submission, deltas: AsyncIterator[TextDelta], body: GenerationBody, renderer: Renderer
+) -> Response:
     parts: list[list[TextDelta]] = [[] for _ in submission.streams]
     async for delta in deltas:
         parts[delta.choice].append(delta)
     content = renderer.whole([joined(choice) for choice in parts])
-    return JSONResponse(content | {"usage": _usage(submission)})
+    return JSONResponse(content | {"usage": _usage(submission, body.choices)})
 
 
 async def _unless_disconnected(http: HttpRequest, work: Any) -> Response:
@@ -120,7 +122,7 @@ async def _events(
 
     def sent(chunk: dict[str, Any]) -> bytes:
         if with_usage:
-            chunk["usage"] = _usage(submission) if running else None
+            chunk["usage"] = _usage(submission, body.choices) if running else None
         return _event(chunk)
 
     try:
@@ -137,7 +139,7 @@ async def _events(
         yield _event(_api_error(RequestFailedError(error), services).body)
     else:
         if with_usage:
-            yield _event(renderer.chunk_of([]) | {"usage": _usage(submission)})
+            yield _event(renderer.chunk_of([]) | {"usage": _usage(submission, body.choices)})
     yield b"data: [DONE]\n\n"
 
 
@@ -146,14 +148,13 @@ def _event(content: dict[str, Any]) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-def _usage(submission: Submission) -> dict[str, Any]:
-    """Tokens so far. Choices of one prompt compute it once each; as with OpenAI it counts once per prompt."""
-    streams = submission.streams
-    prompts = {stream.request.prompt: stream.times.cached_tokens for stream in reversed(streams)}
+def _usage(submission: Submission, choices: int) -> dict[str, Any]:
+    """Returns the tokens of the answer so far. As with OpenAI, the `choices` of one prompt count that prompt once."""
+    prompts = submission.streams[::choices]
     return usage(
-        sum(len(prompt) for prompt in prompts),
-        sum(stream.times.tokens for stream in streams),
-        sum(prompts.values()),
+        sum(len(stream.request.prompt) for stream in prompts),
+        sum(stream.answered_tokens for stream in submission.streams),
+        sum(stream.times.cached_tokens for stream in prompts),
     )
 
 

@@ -59,17 +59,18 @@ class ServerMetrics:
         elif times.first_s is not None:
             self._ttft.observe(times.first_s - stream.submission.submitted_s)
 
-    def ended(self, stream: TokenStream, now_s: float) -> None:
-        """Counts `stream`, which has finished or was aborted; observes its latencies if it finished."""
+    def ended(self, stream: TokenStream) -> None:
+        """Counts `stream`, which has finished or was aborted; observes the latencies of its answer if it finished."""
         self._ended.labels(self._model_name, stream.finish_reason or "abort").inc()
-        if stream.finish_reason not in ("stop", "length"):
+        if stream.finish_reason not in ("stop", "length") or stream.times.first_s is None:
             return
-        latency_s = now_s - stream.submission.submitted_s
+        gaps_s = stream.times.gaps_s[: stream.answered_tokens - 1]
+        latency_s = stream.times.first_s + sum(gaps_s) - stream.submission.submitted_s
         self._recent_s.append(latency_s)
         self._latency.observe(latency_s)
         self._prompt.observe(len(stream.request.prompt))
-        self._generated.observe(stream.times.tokens)
-        if (tbt := tbt_s(stream.times.gaps_s)) is not None:
+        self._generated.observe(stream.answered_tokens)
+        if (tbt := tbt_s(gaps_s)) is not None:
             self._tbt.observe(tbt)
 
     def seconds_until_a_place(self) -> float:

@@ -95,8 +95,13 @@ def check_bytes(text: str, tokenizer: Tokenizer, max_model_len: int, param: str)
         )
 
 
-def check_length(prompt: Sequence[int], max_tokens: int | None, max_model_len: int, param: str) -> int:
-    """Returns the most tokens to generate: `max_tokens`, or all that fit. Raises ApiError if they do not fit."""
+def check_length(
+    prompt: Sequence[int], max_tokens: int | None, max_model_len: int, param: str, *, default: int | None = None
+) -> int:
+    """Returns the most tokens to generate: `max_tokens`, else at most `default` of those that fit.
+
+    Raises ApiError if `max_tokens`, or one token, does not fit.
+    """
     room = max_model_len - len(prompt)
     asked = 1 if max_tokens is None else max_tokens
     if asked > room:
@@ -107,7 +112,9 @@ def check_length(prompt: Sequence[int], max_tokens: int | None, max_model_len: i
             param=param,
             code="context_length_exceeded",
         )
-    return room if max_tokens is None else max_tokens
+    if max_tokens is not None:
+        return max_tokens
+    return room if default is None else min(room, default)
 
 
 def engine_requests(

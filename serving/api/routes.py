@@ -45,8 +45,10 @@ def generation_routes(services: Services) -> APIRouter:
             raise invalid("`echo` with `logprobs` is not supported: prompts have no log-probabilities here.", "echo")
         check_count(len(body.prompts()) * body.choices, services.backend.max_open_requests)
         prompts = await completion_prompts(body, services.tokenizer, services.vocab_size, services.max_model_len)
-        wanted = body.max_tokens or _COMPLETION_MAX_TOKENS
-        limits = [check_length(prompt, wanted, services.max_model_len, "prompt") for prompt in prompts]
+        limits = [
+            check_length(prompt, body.max_tokens, services.max_model_len, "prompt", default=_COMPLETION_MAX_TOKENS)
+            for prompt in prompts
+        ]
         params = [body.sampling_params(limit, body.logprobs, services.vocab_size) for limit in limits]
         requests = engine_requests(answer_head.id, body, prompts, params, time.monotonic())
         echoes = [services.tokenizer.decode(request.prompt) if body.echo else "" for request in requests]

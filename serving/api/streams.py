@@ -15,13 +15,15 @@ class TokenStream:
         request: what the backend generates.
         submission: the requests that `request` was submitted with.
         times: arrival times of the tokens, in seconds on the backend's clock.
-        finish_reason: `stop`, `length` or `abort`; `None` until the request ends.
+        answered_tokens: tokens that the answer holds so far. The backend may run ahead of a stop string.
+        finish_reason: of the answer: `stop`, `length` or `abort`; `None` until the request ends.
     """
 
     def __init__(self, request: Request, submission: "Submission") -> None:
         self.request = request
         self.submission = submission
         self.times = TokenTimes()
+        self.answered_tokens = 0
         self.finish_reason: str | None = None
 
     def put(self, event: TokenEvent, now_s: float) -> None:
@@ -29,7 +31,6 @@ class TokenStream:
         if self.times.first_s is None:
             self.times.cached_tokens = event.cached_tokens
         self.times.record(now_s)
-        self.finish_reason = event.finish_reason
         self.submission.put(self, event)
 
 

@@ -93,17 +93,19 @@ class EngineWorker:
 
     def close(self, submission: Submission) -> None:
         for stream in submission.streams:
-            self.abort(stream)
+            self.end(stream, "abort")
 
-    def abort(self, stream: TokenStream, finish_reason: str = "abort") -> None:
+    def end(self, stream: TokenStream, finish_reason: str) -> None:
+        if stream.finish_reason is not None:
+            return
+        stream.finish_reason = finish_reason
         if self._open.pop(stream.request.id, None) is not None:
-            stream.finish_reason = finish_reason
             self._commands.put(_Abort(stream.request.id))
-            self._observer.ended(stream, time.monotonic())
+        self._observer.ended(stream)
 
     async def stop(self) -> None:
         for stream in list(self._open.values()):
-            self.abort(stream)
+            self.end(stream, "abort")
         self._commands.put(_Stop())
         await asyncio.to_thread(self._thread.shutdown)
 
@@ -149,6 +151,7 @@ class EngineWorker:
 
     def _refused(self, request_id: str, error: Exception) -> None:
         if stream := self._open.pop(request_id, None):
+            stream.finish_reason = "refused"
             stream.submission.fail(error)
 
     def _stepped(self, events: Sequence[TokenEvent], stats: EngineStats, now_s: float) -> None:
@@ -158,9 +161,9 @@ class EngineWorker:
             if stream := self._open.get(event.request_id):
                 stream.put(event, now_s)
                 self._observer.token(stream)
-                if stream.finish_reason is not None:
+                if event.finish_reason is not None:
+                    # Whoever reads the answer ends it: a stop string may end it before its last tokens.
                     del self._open[event.request_id]
-                    self._observer.ended(stream, now_s)
 
     def _returned(self, running: Future[None]) -> None:
         """Reports the exception that ended `_run`, if one did; called in the engine's thread."""
@@ -172,7 +175,6 @@ class EngineWorker:
         _logger.error("The engine failed; %d open requests are lost.", len(self._open), exc_info=error)
         self.failure = BackendFailedError(error)
         self.failure.__cause__ = error
-        for stream in self._open.values():
+        for stream in list(self._open.values()):
             stream.submission.fail(self.failure)
-            self._observer.ended(stream, time.monotonic())
-        self._open.clear()
+            self.end(stream, "abort")

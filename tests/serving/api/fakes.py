@@ -75,7 +75,7 @@ class FakeBackend:
     Attributes:
         rejection: why the next submission is rejected; `None` serves it.
         rejects_after: tokens of each request after which `rejection` comes; 0 rejects at once.
-        aborted: ids of the requests that were aborted, with their finish reasons.
+        ended: ids of the requests that ended, with their finish reasons.
     """
 
     def __init__(self, *, rejection: Rejection | None = None, rejects_after: int = 0) -> None:
@@ -83,7 +83,7 @@ class FakeBackend:
         self.max_open_requests = 8
         self.rejection = rejection
         self.rejects_after = rejects_after
-        self.aborted: list[tuple[str, str]] = []
+        self.ended: list[tuple[str, str]] = []
         self._open: dict[str, TokenStream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -106,17 +106,20 @@ class FakeBackend:
         task.add_done_callback(self._tasks.discard)
         return submission
 
-    def abort(self, stream: TokenStream, finish_reason: str = "abort") -> None:
-        if self._open.pop(stream.request.id, None) is not None:
-            self.aborted.append((stream.request.id, finish_reason))
+    def end(self, stream: TokenStream, finish_reason: str) -> None:
+        if stream.finish_reason is None:
+            stream.finish_reason = finish_reason
+            self._open.pop(stream.request.id, None)
+            self.ended.append((stream.request.id, finish_reason))
+            self._observer.ended(stream)
 
     def close(self, submission: Submission) -> None:
         for stream in submission.streams:
-            self.abort(stream)
+            self.end(stream, "abort")
 
     async def stop(self) -> None:
         for stream in list(self._open.values()):
-            self.abort(stream)
+            self.end(stream, "abort")
         await asyncio.gather(*self._tasks)
 
     async def _generate(self, submission: Submission) -> None:
@@ -140,4 +143,3 @@ class FakeBackend:
         self._observer.token(stream)
         if last:
             del self._open[request.id]
-            self._observer.ended(stream, time.monotonic())

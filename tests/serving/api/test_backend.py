@@ -1,15 +1,19 @@
 """The handlers over any backend: what they answer does not depend on who generates, and a rejection reaches HTTP."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from model.tokenizer import Tokenizer
 from serving.api.backend import Backend
+from serving.api.streams import Submission
 from serving.api.worker import EngineWorker
 from serving.conductor.types import Rejection
+from serving.request import Request
 from tests.serving.api.clients import client_of, completion, events
 from tests.serving.api.fakes import FakeBackend, ScriptedEngine
 
@@ -40,11 +44,63 @@ def test_a_stream_of_a_backend(tokenizer: Tokenizer) -> None:
     assert last["usage"]["completion_tokens"] == 5
 
 
+@pytest.mark.parametrize(
+    ("fields", "prompt_tokens", "completion_tokens"),
+    [
+        ({"prompt": "abc", "n": 3}, 3, 15),
+        ({"prompt": ["ab", "ab", "ab"]}, 6, 15),
+        ({"prompt": ["ab", "ab", "abc"], "n": 2}, 7, 30),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_prompt_is_counted_once(
+    tokenizer: Tokenizer, fields: dict[str, object], prompt_tokens: int, completion_tokens: int, stream: bool
+) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    answer = asyncio.run(asked(FakeBackend(), tokenizer, **fields, **options))
+    usage = events(answer)[-1]["usage"] if stream else answer.json()["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (prompt_tokens, completion_tokens)
+
+
+async def with_metrics(
+    backend: Backend, tokenizer: Tokenizer, **fields: object
+) -> tuple[dict[str, Any], dict[str, float]]:
+    async with client_of(backend, tokenizer) as client:
+        answer = (await completion(client, **fields)).json()
+        text = (await client.get("/metrics")).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    metrics = {sample.name: sample.value for sample in samples if not sample.name.endswith("_bucket")}
+    ends = [sample for sample in samples if sample.name == "halfmoon:request_success_total"]
+    reasons = {f"ended_{sample.labels['finished_reason']}": sample.value for sample in ends}
+    return answer, metrics | reasons
+
+
+@pytest.mark.parametrize("max_tokens", [5, 6, 90])
+def test_tokens_after_a_stop_string_are_nobodys(tokenizer: Tokenizer, max_tokens: int) -> None:
+    """The backend runs ahead of whoever looks for the stop string, which may even be complete in the last token."""
+
+    class AheadBackend(FakeBackend):
+        async def submit(self, requests: Sequence[Request]) -> Submission:
+            submission = await super().submit(requests)
+            while self.open_requests:
+                await asyncio.sleep(0)
+            return submission
+
+    answer, metrics = asyncio.run(
+        with_metrics(AheadBackend(), tokenizer, stop="ab", max_tokens=max_tokens, prompt="xyzab")
+    )
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("xyz", "stop")
+    assert answer["usage"]["completion_tokens"] == 5
+    assert (metrics["ended_stop"], metrics.get("ended_length")) == (1, None)
+    assert metrics["halfmoon:request_generation_tokens_sum"] == 5
+
+
 def test_a_complete_stop_string_aborts_at_the_backend(tokenizer: Tokenizer) -> None:
     backend = FakeBackend()
     answer = asyncio.run(asked(backend, tokenizer, stop="ca", max_tokens=90))
     assert answer.json()["choices"][0]["text"] == "ab"
-    assert [reason for _, reason in backend.aborted] == ["stop"]
+    assert [reason for _, reason in backend.ended] == ["stop"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

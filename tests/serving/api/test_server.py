@@ -209,6 +209,12 @@ def test_a_chat_without_a_limit_fills_the_context(client: openai.OpenAI) -> None
     assert answer.usage.total_tokens == 1024
 
 
+def test_a_completion_without_a_limit_generates_what_fits(client: openai.OpenAI) -> None:
+    for prompt_tokens, generated in ((1, 16), (1008, 16), (1009, 15), (1023, 1)):
+        answer = complete(client, "a" * prompt_tokens, max_tokens=None, extra_body={"ignore_eos": True})
+        assert answer.usage.completion_tokens == generated
+
+
 def test_logprobs_of_chats(client: openai.OpenAI) -> None:
     content = chat(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
     assert len(content) == 24
@@ -231,7 +237,7 @@ def test_logprobs_of_chats(client: openai.OpenAI) -> None:
         ({"prompt": [7, 260]}, 400, "prompt", "token id 260; this model's ids are 0 to 259"),
         ({"prompt": [-1]}, 400, "prompt", "token id -1"),
         (b'{"prompt": "\\ud800"}', 400, "prompt", "surrogate"),
-        ({"prompt": "a" * 1024}, 400, "prompt", "1040 were asked for: 1024 in `prompt` and 16 to generate"),
+        ({"prompt": "a" * 1024}, 400, "prompt", "1025 were asked for: 1024 in `prompt` and 1 to generate"),
         ({"prompt": "a", "max_tokens": 1024}, 400, "prompt", "maximum context length is 1024 tokens"),
         ({"prompt": "a", "model": "gpt-5"}, 404, "model", "The model 'gpt-5' does not exist here"),
         ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1, not 0"),
