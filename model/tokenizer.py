@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,10 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._chat_template = ChatTemplate(chat_template) if chat_template else None
         self._template_variables = dict(template_variables or {})
-        self.special_ids = frozenset(id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        self._added_ids = frozenset(added)
+        self._decoder_kinds = _decoder_kinds(json.loads(tokenizer.to_str())["decoder"])
         self.eos_ids = tuple(eos_ids)
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         # Byte-level vocabularies write bytes as characters of one or two bytes: a bound all the same.
@@ -112,6 +116,21 @@ class Tokenizer:
             return self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Returns the bytes of one token as it stands inside a text: its leading space, or a part of a character."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self._added_ids:
+            return token.encode()
+        if "ByteLevel" in self._decoder_kinds and all(character in _BYTE_OF for character in token):
+            return bytes(_BYTE_OF[character] for character in token)
+        if "ByteFallback" in self._decoder_kinds and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        if self._decoder_kinds & {"Metaspace", "Replace"}:
+            return token.replace("▁", " ").encode()
+        return self.decode([token_id], skip_special_tokens=False).encode()
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -146,6 +165,20 @@ class Tokenizer:
         return self._chat_template.render(messages, variables, add_generation_prompt=add_generation_prompt)
 
 
+# GPT-2 writes printable bytes as themselves in Latin-1, and the others from U+0100 on.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _decoder_kinds(decoder: Mapping[str, Any] | None) -> set[str]:
+    """Types of a decoder of `tokenizer.json`, those of a sequence included."""
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*(_decoder_kinds(part) for part in decoder.get("decoders", ())))
+
+
 class StreamDecoder:
     """Turns the token ids of one answer into text, a piece at a time, never half a character.
 
@@ -154,10 +187,11 @@ class StreamDecoder:
     stays.) Special tokens have no text. Each token costs the decoding of a few.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        """`before` are the ids that the answer continues: a decoder may drop the space before a text's first token."""
         self._tokenizer = tokenizer
         # A decoder may treat the first token of a text apart, so new ids are decoded after those of the last piece.
-        self._context: list[int] = []
+        self._context = [id for id in before[-_MAX_PENDING:] if id not in tokenizer.special_ids]
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:

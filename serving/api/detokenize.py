@@ -17,6 +17,7 @@ class TextDelta:
         choice: index of the choice.
         text: new text; empty while a character or a possible stop string is incomplete.
         tokens: the tokens, in order.
+        offsets: for each token, characters of the choice's text before it.
         finish_reason: `stop` or `length` in the last delta of a choice.
         stop_reason: the stop string or the stop token id that ended the choice, where one did (as in vLLM).
     """
@@ -24,6 +25,7 @@ class TextDelta:
     choice: int
     text: str
     tokens: tuple[TokenEvent, ...]
+    offsets: tuple[int, ...]
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -31,21 +33,24 @@ class TextDelta:
 class _Choice:
     """Decodes the tokens of one request."""
 
-    def __init__(self, index: int, stream: TokenStream, tokenizer: Tokenizer, include_stop: bool) -> None:
+    def __init__(self, index: int, stream: TokenStream, decoder: StreamDecoder, include_stop: bool) -> None:
         self._index = index
         self._sampling = stream.request.sampling
         self._include_stop = include_stop
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = decoder
         self._stops = StopStrings(self._sampling.stop)
         self._tokens = 0
+        self._characters = 0  # decoded, those of a stop string included
         self.done = False
 
     def push(self, event: TokenEvent) -> TextDelta:
         self._tokens += 1
+        self._offset = self._characters
         # A stop token has no text.
         text = "" if event.finish_reason == "stop" else self._decoder.push(event.token)
         if event.finish_reason is not None:
             text += self._decoder.finish()
+        self._characters += len(text)
         if self._tokens > self._sampling.min_tokens:
             text = self._stops.push(text)
         if self._stops.matched is not None:
@@ -63,21 +68,33 @@ class _Choice:
         self, text: str, event: TokenEvent, finish_reason: str | None = None, stop_reason: str | int | None = None
     ) -> TextDelta:
         return TextDelta(
-            choice=self._index, text=text, tokens=(event,), finish_reason=finish_reason, stop_reason=stop_reason
+            choice=self._index,
+            text=text,
+            tokens=(event,),
+            offsets=(self._offset,),
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
         )
 
 
 async def text_deltas(
-    submission: Submission, backend: Backend, tokenizer: Tokenizer, *, include_stop: bool = False
+    submission: Submission,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    *,
+    continues: bool = False,
+    include_stop: bool = False,
 ) -> AsyncIterator[TextDelta]:
     """Yields the text of every choice of `submission` as it comes; ends when all choices have ended.
 
     A choice ends at the backend with its finish reason; one whose stop string is complete is aborted there.
-    `include_stop` keeps the stop string in the text.
+    `include_stop` keeps the stop string in the text; `continues` decodes the text as one that goes on from its prompt.
     Raises BackendError if the backend ends the submission.
     """
     choices = {
-        stream.request.id: _Choice(index, stream, tokenizer, include_stop)
+        stream.request.id: _Choice(
+            index, stream, StreamDecoder(tokenizer, stream.request.prompt if continues else ()), include_stop
+        )
         for index, stream in enumerate(submission.streams)
     }
     while not all(choice.done for choice in choices.values()):
@@ -101,6 +118,7 @@ def joined(deltas: Sequence[TextDelta]) -> TextDelta:
         choice=deltas[0].choice,
         text="".join(delta.text for delta in deltas),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
+        offsets=tuple(offset for delta in deltas for offset in delta.offsets),
         finish_reason=deltas[-1].finish_reason,
         stop_reason=deltas[-1].stop_reason,
     )

@@ -60,7 +60,13 @@ async def answer(
         raise _api_error(error, services) from error
     except RequestRefusedError as error:
         raise invalid(str(error)) from error
-    deltas = text_deltas(submission, backend, services.tokenizer, include_stop=body.include_stop_str_in_output)
+    deltas = text_deltas(
+        submission,
+        backend,
+        services.tokenizer,
+        continues=body.continues_prompt,
+        include_stop=body.include_stop_str_in_output,
+    )
     if body.stream:
         return _EventStream(_events(submission, deltas, body, renderer, services), backend, submission)
     try:

@@ -50,7 +50,6 @@ class CompletionRenderer:
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._echoes = echoes
-        self._offsets = [len(echo) for echo in echoes]
 
     def opening(self, choice: int) -> dict[str, Any] | None:
         if not self._echoes[choice]:
@@ -76,16 +75,22 @@ class CompletionRenderer:
         }
 
     def _token_logprobs(self, delta: TextDelta) -> dict[str, list[Any]]:
-        tokens, offsets, tops = [], [], []
-        for event in delta.tokens:
-            token = token_text(self._tokenizer, event.token)
-            tokens.append(token)
-            offsets.append(self._offsets[delta.choice])
-            self._offsets[delta.choice] += len(token)
-            top = {token_text(self._tokenizer, id): _finite(logprob) for id, logprob in event.top_logprobs}
-            tops.append(top | {token: _finite(event.logprob)})
-        logprobs = [_finite(event.logprob) for event in delta.tokens]
-        return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+        tokens = [token_text(self._tokenizer, event.token) for event in delta.tokens]
+        tops = []
+        for event, token in zip(delta.tokens, tokens, strict=True):
+            top = {token: _finite(event.logprob)}
+            for id, logprob in event.top_logprobs:
+                if id != event.token:
+                    text = token_text(self._tokenizer, id)
+                    # Two ids may have one text, and a dictionary only one place for it.
+                    top[text if text not in top else f"token_id:{id}"] = _finite(logprob)
+            tops.append(top)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [_finite(event.logprob) for event in delta.tokens],
+            "top_logprobs": tops,
+            "text_offset": [len(self._echoes[delta.choice]) + offset for offset in delta.offsets],
+        }
 
 
 class ChatRenderer:
@@ -127,8 +132,8 @@ class ChatRenderer:
 
 
 def _chat_logprob(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
-    text = token_text(tokenizer, token)
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+    bytes_ = tokenizer.token_bytes(token)
+    return {"token": token_text(tokenizer, token), "logprob": _finite(logprob), "bytes": list(bytes_)}
 
 
 def _finite(logprob: float | None) -> float | None:
@@ -137,8 +142,12 @@ def _finite(logprob: float | None) -> float | None:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """Returns one token as text, a special token by name; bytes that are no whole character become U+FFFD."""
-    return tokenizer.decode([token], skip_special_tokens=False)
+    """Returns one token as text, a special token by name; a part of a character as OpenAI writes it, `bytes:\\xe4`."""
+    raw = tokenizer.token_bytes(token)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:

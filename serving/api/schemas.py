@@ -149,6 +149,11 @@ class GenerationBody(BaseModel):
     cache_salt: _Name = ""
 
     @property
+    def continues_prompt(self) -> bool:
+        """Whether the text goes on from the prompt, so that a space between the two belongs to it."""
+        return False
+
+    @property
     def choices(self) -> int:
         """Choices per prompt."""
         return self.n or 1
@@ -213,6 +218,10 @@ class CompletionBody(GenerationBody):
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0)] | None = None
     add_special_tokens: bool = True
+
+    @property
+    def continues_prompt(self) -> bool:
+        return True
 
     def prompts(self) -> list[str] | list[list[int]]:
         """Returns the prompts, each a text or token ids. Raises ApiError if there is none."""

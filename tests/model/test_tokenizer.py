@@ -123,6 +123,34 @@ def test_bytes_that_are_no_text_are_shown_as_they_come_at_a_constant_cost(byte, 
     assert sum(decoded) < 500 * 120
 
 
+@every_tokenizer
+@pytest.mark.parametrize(("prompt", "answer"), [("one", "two the"), ("the é", "é"), ("a", "the")])
+def test_an_answer_goes_on_from_its_prompt(tokenizer, prompt, answer):
+    """The space between the two is the answer's, where a decoder would drop it in front of a text."""
+    ids, before = tokenizer.encode(f"{prompt} {answer}"), tokenizer.encode(prompt)
+    assert ids[: len(before)] == before
+    decoder = StreamDecoder(tokenizer, before)
+    text = "".join([*(decoder.push(id) for id in ids[len(before) :]), decoder.finish()])
+    assert text == f" {answer}"
+    assert tokenizer.decode(before) + text == tokenizer.decode(ids)
+
+
+@given(text=texts)
+def test_the_bytes_of_tokens_joined_are_the_bytes_of_the_text(text):
+    ids = TOKENIZERS["byte_level"].encode(text, add_special_tokens=False)
+    assert b"".join(map(TOKENIZERS["byte_level"].token_bytes, ids)) == text.encode()
+    ids = TOKENIZERS["byte_fallback"].encode(text)
+    spaced = f" {text}" if text else ""
+    assert b"".join(map(TOKENIZERS["byte_fallback"].token_bytes, ids)) == spaced.replace("▁", " ").encode()
+
+
+def test_the_bytes_of_a_token_keep_its_space_and_its_part_of_a_character():
+    metaspace, byte_level = TOKENIZERS["metaspace"], TOKENIZERS["byte_level"]
+    assert [metaspace.token_bytes(id) for id in metaspace.encode("a the")] == [b" ", b"a", b" the"]
+    assert [byte_level.token_bytes(BYTE_IDS[byte]) for byte in range(256)] == [bytes([byte]) for byte in range(256)]
+    assert byte_level.token_bytes(0) == END_OF_TEXT.encode()
+
+
 def test_special_tokens_have_no_text():
     tokenizer = TOKENIZERS["byte_level"]
     ids = tokenizer.encode("a") + tokenizer.encode("b")

@@ -62,6 +62,26 @@ def test_every_prompt_is_counted_once(
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (prompt_tokens, completion_tokens)
 
 
+def test_log_probabilities_of_parts_of_characters(tokenizer: Tokenizer) -> None:
+    prompt = "a你b"
+    engine = EngineWorker(ScriptedEngine(), max_open_requests=8)
+    choice = asyncio.run(asked(engine, tokenizer, prompt=prompt, logprobs=2, echo=False)).json()["choices"][0]
+    assert choice["text"] == prompt
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"] == ["a", r"bytes:\xe4", r"bytes:\xbd", r"bytes:\xa0", "b"]
+    assert logprobs["text_offset"] == [0, 1, 1, 1, 2]
+    assert all(len(top) == 2 for top in logprobs["top_logprobs"])
+
+    async def chat() -> httpx.Response:
+        worker = EngineWorker(ScriptedEngine(), max_open_requests=8)
+        async with client_of(worker, tokenizer) as client:
+            body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 13, "logprobs": True}
+            return await client.post("/v1/chat/completions", json=body)
+
+    content = asyncio.run(chat()).json()["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(token["bytes"]) for token in content).startswith(b"<|user|>" + prompt.encode() + b"<|end|>")
+
+
 async def with_metrics(
     backend: Backend, tokenizer: Tokenizer, **fields: object
 ) -> tuple[dict[str, Any], dict[str, float]]:
