@@ -33,11 +33,14 @@ class TextDelta:
 class _Choice:
     """Decodes the tokens of one request."""
 
-    def __init__(self, index: int, stream: TokenStream, decoder: StreamDecoder, include_stop: bool) -> None:
+    def __init__(
+        self, index: int, stream: TokenStream, tokenizer: Tokenizer, *, continues: bool, include_stop: bool
+    ) -> None:
         self._index = index
         self._sampling = stream.request.sampling
         self._include_stop = include_stop
-        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer, stream.request.prompt if continues else ())
         self._stops = StopStrings(self._sampling.stop)
         self._tokens = 0
         self._characters = 0  # decoded, those of a stop string included
@@ -51,6 +54,8 @@ class _Choice:
         if event.finish_reason is not None:
             text += self._decoder.finish()
         self._characters += len(text)
+        if text:
+            self._offset = max(self._offset, self._characters - self._whole_characters(event.token))
         if self._tokens > self._sampling.min_tokens:
             text = self._stops.push(text)
         if self._stops.matched is not None:
@@ -63,6 +68,13 @@ class _Choice:
         stopped_by = event.token if event.token in self._sampling.stop_token_ids else None
         stop_reason = stopped_by if event.finish_reason == "stop" else None
         return self._delta(text + self._stops.finish(), event, event.finish_reason, stop_reason)
+
+    def _whole_characters(self, token: int) -> int:
+        """Characters that `token` ends the decoded text with: all of its own, or the one that its bytes complete."""
+        try:
+            return len(self._tokenizer.token_bytes(token).decode())
+        except UnicodeDecodeError:
+            return self._characters - self._offset
 
     def _delta(
         self, text: str, event: TokenEvent, finish_reason: str | None = None, stop_reason: str | int | None = None
@@ -92,9 +104,7 @@ async def text_deltas(
     Raises BackendError if the backend ends the submission.
     """
     choices = {
-        stream.request.id: _Choice(
-            index, stream, StreamDecoder(tokenizer, stream.request.prompt if continues else ()), include_stop
-        )
+        stream.request.id: _Choice(index, stream, tokenizer, continues=continues, include_stop=include_stop)
         for index, stream in enumerate(submission.streams)
     }
     while not all(choice.done for choice in choices.values()):

@@ -131,7 +131,9 @@ def test_logprobs_of_completions(client: openai.OpenAI) -> None:
     answer = complete(client, logprobs=3)
     logprobs = answer.choices[0].logprobs
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 24
-    assert logprobs.text_offset[:2] == [0, len(logprobs.tokens[0])]
+    assert sorted(logprobs.text_offset) == logprobs.text_offset
+    for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
+        assert token.startswith("bytes:") or answer.choices[0].text[offset:].startswith(token)
     for token, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
         assert top[token] == logprob
         assert logprob == max(top.values())
@@ -216,10 +218,12 @@ def test_a_completion_without_a_limit_generates_what_fits(client: openai.OpenAI)
 
 
 def test_logprobs_of_chats(client: openai.OpenAI) -> None:
-    content = chat(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    choice = chat(client, logprobs=True, top_logprobs=2).choices[0]
+    content = choice.logprobs.content
     assert len(content) == 24
+    assert b"".join(bytes(token.bytes) for token in content).decode(errors="replace") == choice.message.content
     for token in content:
-        assert bytes(token.bytes).decode() == token.token
+        assert token.token.startswith("bytes:") or bytes(token.bytes).decode() == token.token
         assert token.top_logprobs[0].logprob == token.logprob
         assert len(token.top_logprobs) == 2
     assert chat(client, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
