@@ -74,6 +74,11 @@ class Engine:
         self._compiles = compiles()
 
     @property
+    def namespace(self) -> Namespace:
+        """What the keys of KV stand for: a request may bring keys that were hashed under its root."""
+        return self._scheduler.namespace
+
+    @property
     def has_work(self) -> bool:
         """Whether any request is waiting or running."""
         return bool(self._scheduler.waiting or self._scheduler.running)

@@ -42,7 +42,7 @@ def serve(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
     return tokens
 
 
-def make(model: Transformer, **changes: int | bool) -> Engine:
+def make(model: Transformer, **changes: int | bool | str) -> Engine:
     return build_engine(model, dataclasses.replace(SIZES, **changes))
 
 
@@ -115,6 +115,12 @@ def test_a_mesh_changes_no_token(model: Transformer, alone: dict[str, list[int]]
     engine = build_engine(model, dataclasses.replace(SIZES, max_batch=2), mesh=parse_mesh("tp:2"))
     requests = [Request(id=f"r{index}", prompt=prompt, sampling=GREEDY) for index, prompt in enumerate(prompts(8)[:4])]
     assert serve(engine, requests) == {request.id: alone[request.id] for request in requests}
+
+
+def test_a_mesh_and_a_dtype_change_what_keys_stand_for(model: Transformer) -> None:
+    """Two KV heads over two devices have pools of the same shape, and another key for every page."""
+    engines = [make(model), make(model, kv_dtype="bfloat16"), build_engine(model, SIZES, mesh=parse_mesh("tp:2"))]
+    assert len({engine.namespace.root() for engine in engines}) == 3
 
 
 def test_a_mesh_that_does_not_divide_the_heads_is_refused(model: Transformer) -> None:
