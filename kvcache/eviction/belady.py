@@ -12,10 +12,10 @@ _NEVER = 1 << 62
 class Belady(EvictionPolicy):
     """Evicts the block whose next use is furthest away (Belady, 1966), given all prompts in advance.
 
-    It maximises hit blocks, over all policies that may drop a block as soon as its prompt has passed: keeping a block
-    from one use to the next is an interval, and taking the intervals that end first fits most of them. A parent's next
-    use is never after its child's, and of equal ones the older goes first, so the optimum keeps prefixes whole without
-    being told to. O(log capacity).
+    No policy that may drop a block as soon as its prompt has passed hits more blocks: keeping a block from one use to
+    the next is an interval, and taking the intervals that end first fits most of them. The prefix rule changes nothing,
+    because a parent's next use is never after that of its child, and of equal ones the older block goes first.
+    O(log capacity).
     """
 
     def __init__(self, capacity: int, paths: Sequence[Sequence[Hashable]], keep_prefixes: bool = False) -> None:
@@ -41,7 +41,7 @@ class Belady(EvictionPolicy):
         self._enter(key, now, 0)
 
     def _push(self, key: Hashable, entry: tuple[int, int, Hashable]) -> None:
-        # An older entry of the same block stays in the heap and is skipped when it comes up.
+        # An older entry of the same block stays in the heap; `_next` skips it.
         self._entry[key] = entry
         heapq.heappush(self._order, entry)
 

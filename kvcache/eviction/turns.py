@@ -1,4 +1,4 @@
-"""Our policy: conversations go on with a probability, and after a time, that depend on how far they have come."""
+"""Our policy: whether and when a conversation goes on depends on how many turns it has had."""
 
 import heapq
 from collections import OrderedDict, deque
@@ -11,10 +11,15 @@ _TURNS, _FRESH, _USES = 6, 8, 16
 
 
 class _Group:
-    """Blocks of one kind that one prompt used last: they age together.
+    """Blocks of one kind that were last used by one prompt, and so age together.
 
-    `keys` are in order of eviction and `next` is the first that has not come up; `alive` counts those not used since,
-    evicted ones included.
+    Attributes:
+        kind: kind of the blocks.
+        used_at: time of that use, in seconds.
+        keys: the blocks in order of eviction.
+        next: index of the first of `keys` that `_next` has not considered.
+        age: bin of the time since `used_at`.
+        alive: blocks not used since, evicted ones included.
     """
 
     __slots__ = ("age", "alive", "keys", "kind", "next", "used_at")
@@ -26,7 +31,7 @@ class _Group:
 
 
 class _Block:
-    """What is known of a block, here or evicted not long ago."""
+    """History of a block that is present or was evicted not long ago."""
 
     __slots__ = ("group", "turn", "uses")
 
@@ -38,19 +43,19 @@ class _Block:
 class Turns(EvictionPolicy):
     """Evicts the block that earns the fewest hits per second of keeping it, as learned from this very traffic.
 
-    LRU asks only how long ago a block was used. What decides whether it is used again is whether its conversation goes
-    on: rarely after a first turn, nearly always after the tenth, not at all within the seconds that a person reads, and
-    never for the partial block at a prompt's end. A block's kind is, at its last use,
+    LRU asks only how long ago a block was used. Whether a block is used again depends on its conversation, which goes
+    on rarely after a first turn, nearly always after the tenth, and not at all within the seconds that a person reads;
+    the partial block at a prompt's end is never used again. A block's kind is, at its last use,
 
     * its number of uses, for blocks that more prompts share than continue this one (system prompts, documents);
-    * otherwise the turn of its prompt, one more than that of the deepest block that was known, and how many blocks were
-      new in it; a prompt's last block is a kind of its own.
+    * otherwise the turn of its prompt (one more than that of the deepest known block) and the number of blocks that
+      were new in the prompt; a prompt's last block is a kind of its own.
 
     `ReuseTimes` learns how the kinds are used again as they age, evicted blocks included for a while, and ranks (kind,
-    age) by Gittins index. Nothing is known at first, and then this is LRU.
+    age) by Gittins index. Before anything is learned, the order is that of LRU.
 
     Blocks of one kind and prompt are one group, so a use costs O(1) amortised and an eviction O(log(kinds x ages)).
-    Times are seconds. Kinds come from `access`; blocks inserted or touched singly count to the prompt before.
+    Times are seconds. `access` sets the kinds; a block inserted or touched singly counts to the prompt before.
     """
 
     # Uses between two rankings, and blocks remembered after eviction as a multiple of the capacity.
