@@ -18,7 +18,7 @@ from absl import app, flags
 
 from experiments.common.flags import SEED, out_folder
 from experiments.common.results import print_table, start_meta, write_result
-from gan import search
+from gan import surrogate
 from gan.baselines import METHODS
 from gan.problems import Problem, problem
 from gan.sequences import levinson, neighbours, pulse_compression, sir_kernel
@@ -72,9 +72,9 @@ def _others() -> Iterator[Case]:
 
 def _searches(length: int) -> Iterator[Case]:
     searched: Problem = problem("mmf", length)
-    for name, method in {**METHODS, "hpgan": search.run}.items():
-        # The networks of HpGAN take most of its time: less is enough to time it.
-        budget = max(1, _BUDGET.value // 25) if name == "hpgan" else _BUDGET.value
+    for name, method in {**METHODS, "surrogate": surrogate.run}.items():
+        # The network of the surrogate search takes most of its time: less is enough to time it.
+        budget = max(1, _BUDGET.value // 25) if name == "surrogate" else _BUDGET.value
         yield str(searched), "search", name, budget, functools.partial(method, searched, budget, SEED.value)
 
 

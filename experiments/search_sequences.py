@@ -1,10 +1,13 @@
-"""Search methods side by side: `python -m experiments.search_sequences --problem=mmf --length=59 --method=hpgan,ga`.
+"""Search methods side by side: `python -m experiments.search_sequences --problem=mmf --method=surrogate,ga`.
 
-Budgets count evaluations of complete codes, whoever makes them. The folder gets `result.json` (the best-so-far curve of
-every run), `curves.png`, `classes.png` where hits were found, and `catalogue.jsonl` with every hit, exactly certified.
-All are rewritten after every run, so an interrupted comparison leaves what it has.
+Budgets count evaluations of complete codes, whoever makes them; `--cpu_limit_s` makes processor seconds equal instead.
+The folder gets `result.json` (the best-so-far curve of every run, in both currencies), `curves.png`, `classes.png`
+where hits were found, and `catalogue.jsonl`: every hit, exactly certified, and the best code of every run without one.
+With several lengths, plots have the length in their names. All are rewritten after every run, so an interrupted
+comparison leaves what it has.
 """
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -14,15 +17,15 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, out_folder
+from experiments.common.flags import SEED, define_integers, out_folder
 from experiments.common.plots import save_curves
 from experiments.common.results import print_table, start_meta, write_result
-from gan import catalogue, comparison, search
-from gan.baselines.driver import Search
+from gan import catalogue, comparison, surrogate
 from gan.ledger import SearchResult
 from gan.methods import METHODS
 from gan.problems import PROBLEMS, Problem, problem
-from gan.search import SearchConfig
+from gan.search import Search
+from gan.surrogate import SurrogateSettings
 
 PROBLEM = flags.DEFINE_enum(
     "problem",
@@ -30,20 +33,23 @@ PROBLEM = flags.DEFINE_enum(
     list(PROBLEMS),
     "What to search; mmf_skew: mmf among skew-symmetric codes; ob_zcp_folded: ob_zcp by the chips that are free.",
 )
-LENGTH = flags.DEFINE_integer("length", 59, "Chips of one sequence.", lower_bound=1)
+LENGTH = define_integers("length", [59], "Chips of one sequence; several lengths are searched one after another.")
 KIND = flags.DEFINE_integer("kind", 1, "Type of the pairs of ob_zcp: 1 or 2.")
 FLOCKS = flags.DEFINE_integer("flocks", 2, "Flocks of a set of mocss.")
 SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of a flock of mocss.")
-METHOD = flags.DEFINE_list("method", ["hpgan"], f"One or several of {', '.join(METHODS)}; or all.")
+METHOD = flags.DEFINE_list("method", ["surrogate"], f"One or several of {', '.join(METHODS)}; or all.")
 BUDGET = flags.DEFINE_integer("budget", 200_000, "Evaluations of each run.", lower_bound=1)
+CPU_LIMIT_S = flags.DEFINE_float(
+    "cpu_limit_s", None, "Processor seconds after which a run ends; its compilation counts.", lower_bound=0.0
+)
 SEEDS = flags.DEFINE_string("seeds", None, "One run each: `0-9`, `1,5` or `0-4,100-104`; --seed alone if absent.")
 POPULATION = flags.DEFINE_integer(
-    "population", None, "Elites, and children of a generation, of hpgan; its own sizes if absent.", lower_bound=2
+    "population", None, "Elites, and children of a generation, of surrogate; its own sizes if absent.", lower_bound=2
 )
 STOP_AT = flags.DEFINE_float("stop_at", None, "Score at which a run ends before its budget is spent.")
 
 
-def _problem() -> Problem:
+def _problems() -> list[Problem]:
     parameters = {}
     for flag, of in ((KIND, "ob_zcp"), (FLOCKS, "mocss"), (SEQUENCES, "mocss")):
         if PROBLEM.value.startswith(of):
@@ -51,7 +57,7 @@ def _problem() -> Problem:
         elif flag.present:
             raise app.UsageError(f"--{flag.name} belongs to --problem={of}, not to {PROBLEM.value}.")
     try:
-        return problem(PROBLEM.value, LENGTH.value, **parameters)
+        return [problem(PROBLEM.value, length, **parameters) for length in dict.fromkeys(LENGTH.value)]
     except ValueError as error:
         raise app.UsageError(str(error)) from error
 
@@ -76,50 +82,71 @@ def _seeds() -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def _search(method: str) -> Search:
-    if method == "hpgan" and POPULATION.value:
-        config = SearchConfig(elites=POPULATION.value, children=POPULATION.value)
-        return functools.partial(search.run, config=config)
+def _search(method: str) -> Search[Any]:
+    if method == "surrogate" and POPULATION.value:
+        sizes = functools.partial(SurrogateSettings, elites=POPULATION.value, children=POPULATION.value)
+        return dataclasses.replace(surrogate.run, defaults=sizes)
     return METHODS[method]
 
 
 def _run(searched: Problem, method: str, seed: int) -> SearchResult:
-    with tqdm(total=BUDGET.value, unit="eval", unit_scale=True, desc=f"{method} seed {seed}", leave=False) as bar:
+    with tqdm(
+        total=BUDGET.value,
+        unit="eval",
+        unit_scale=True,
+        desc=f"N = {searched.length}, {method} seed {seed}",
+        leave=False,
+    ) as bar:
 
         def progress(evaluations: int, best: float) -> None:
             bar.set_postfix_str(f"best {best:.4f}", refresh=False)
             bar.update(evaluations - bar.n)
 
-        result = _search(method)(searched, BUDGET.value, seed, progress, stop_at=STOP_AT.value)
+        limits = {"stop_at": STOP_AT.value, "cpu_limit_s": CPU_LIMIT_S.value}
+        result = _search(method)(searched, BUDGET.value, seed, progress, **limits)
     if not math.isfinite(result.best):
         raise app.UsageError(f"--budget={BUDGET.value} ends before {method} has scored a code; give it more.")
     return result
 
 
-def _save(out: pathlib.Path, meta: dict[str, Any], results: Sequence[SearchResult]) -> dict[str, Any]:
-    searched = results[0].problem
+def _save(out: pathlib.Path, meta: dict[str, Any], results: Sequence[SearchResult]) -> dict[str, dict[str, Any]]:
+    """Writes everything there is; the plots of the last length alone, those of the others stand. Totals by length."""
     rows = [
-        {"method": result.method, "seed": result.seed, "evaluations": evaluations, "best": best}
+        {"length": result.problem.length, "method": result.method, "seed": result.seed}
+        | point._asdict()
+        | {"evaluations_at_chips": result.bill_at_chips(point)}
         for result in results
-        for evaluations, best in result.curve
+        for point in result.curve
     ]
-    totals = comparison.totals(results)
-    write_result(out, meta, rows, totals)
+    by_length = {
+        str(length): comparison.totals([result for result in results if result.problem.length == length])
+        for length in dict.fromkeys(result.problem.length for result in results)
+    }
+    write_result(out, meta, rows, by_length if len(LENGTH.value) > 1 else next(iter(by_length.values())))
     catalogue.write(out / "catalogue.jsonl", [entry for result in results for entry in result.entries])
-    score = "SIR" if searched.target > 0 else "minus residual"
+    _plot(out, [result for result in results if result.problem == results[-1].problem])
+    return by_length
+
+
+def _plot(out: pathlib.Path, results: Sequence[SearchResult]) -> None:
+    searched = results[0].problem
+    suffix = f"_{searched.length}" if len(LENGTH.value) > 1 else ""
+    seeds = len({result.seed for result in results})
     save_curves(
-        out / "curves.png",
-        f"{searched}: best so far, median of {max(total['seeds'] for total in totals.values())} seed(s)",
+        out / f"curves{suffix}.png",
+        f"{searched}: best so far, median and range of {seeds} seed(s)",
         "evaluations",
-        score,
+        "SIR" if searched.target > 0 else "minus residual",
         comparison.median_curves(results),
         logarithmic=True,
         levels={f"{mark.name} {mark.score:.6g}": mark.score for mark in comparison.marks(searched)},
+        ranges=comparison.best_ranges(results),
     )
+    path = out / f"classes{suffix}.png"
+    path.unlink(missing_ok=True)  # of an earlier run, which may have found what this one has not
     if classes := comparison.class_curves(results):
         title = f"{searched}: classes of hits, all seeds together"
-        save_curves(out / "classes.png", title, "evaluations of a run", "classes", classes, logarithmic=True)
-    return totals
+        save_curves(path, title, "evaluations of a run", "classes", classes, logarithmic=True)
 
 
 def _table(totals: dict[str, Any]) -> list[dict[str, Any]]:
@@ -132,10 +159,11 @@ def _table(totals: dict[str, Any]) -> list[dict[str, Any]]:
 
     return [
         {"method": method, "seeds": total["seeds"]}
-        | {name: text(total[name]) for name in ("best", "hits", "classes")}
+        | {name: text(total[name]) for name in ("best", "hits", "classes", "evaluations", "cpu_s")}
         | {
-            f"evaluations to {name}": f"{reached['reached']}/{total['seeds']}: {text(reached)}"
-            for name, reached in total["evaluations_to"].items()
+            f"{currency} to {mark}": f"{cost['reached']}/{total['seeds']}: {text(cost)}"
+            for currency in comparison.CURRENCIES
+            for mark, cost in total[f"{currency}_to"].items()
         }
         for method, total in totals.items()
     ]
@@ -144,17 +172,21 @@ def _table(totals: dict[str, Any]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
-    searched, methods, seeds = _problem(), _methods(), _seeds()
+    problems, methods, seeds = _problems(), _methods(), _seeds()
     out = out_folder("search_sequences")
-    config = {"problem": str(searched), "methods": methods, "seeds": seeds, "population": POPULATION.value}
-    meta = start_meta(config | {"budget": BUDGET.value, "stop_at": STOP_AT.value}, SEED.value)
+    config = {"problems": list(map(str, problems)), "methods": methods, "seeds": seeds}
+    limits = {flag.name: flag.value for flag in (POPULATION, BUDGET, CPU_LIMIT_S, STOP_AT)}
+    meta = start_meta(config | limits, SEED.value)
     results: list[SearchResult] = []
-    totals: dict[str, Any] = {}
-    for seed in seeds:
-        for method in methods:
-            results.append(_run(searched, method, seed))
-            totals = _save(out, meta, results)
-    print_table(_table(totals), f"{searched}, {BUDGET.value:,} evaluations; medians [ranges] over seeds")
+    totals: dict[str, dict[str, Any]] = {}
+    for searched in problems:
+        for seed in seeds:
+            for method in methods:
+                results.append(_run(searched, method, seed))
+                totals = _save(out, meta, results)
+    for searched in problems:
+        title = f"{searched}, {BUDGET.value:,} evaluations; medians [ranges] over seeds"
+        print_table(_table(totals[str(searched.length)]), title)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,40 @@ import numpy as np
 
 from gan.problems import Problem, problem
 
-_FIELDS = ("problem", "length", "sequences", "value", "class_id", "method", "evaluation")
+_FIELDS = ("problem", "length", "sequences", "value", "hit", "class_id", "method", "seed", "evaluation")
+_KINDS = {
+    "length": int,
+    "sequences": list,
+    "value": float,
+    "hit": bool,
+    "method": str,
+    "seed": int,
+    "evaluation": int,
+}
 
 
 class CatalogueError(ValueError):
     """A line of a catalogue is malformed or claims what is not so."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One found code: what it solves, its exact value rounded once to float64, its class, who found it and when."""
+    """One found code, and who found it.
+
+    Attributes:
+        value: exact, rounded once to float64.
+        hit: whether the value reached the target of the search, which for an SIR depends on what was known then; the
+            best code of a search without a hit is no hit.
+        evaluation: its number in the search.
+    """
 
     problem: Problem
     code: np.ndarray
     value: float
+    hit: bool
     class_id: str
     method: str
+    seed: int
     evaluation: int
 
     def to_json(self) -> dict[str, Any]:
@@ -38,16 +56,30 @@ class Entry:
             "length": self.problem.length,
             "sequences": self.problem.to_text(self.code),
             "value": self.value,
+            "hit": self.hit,
             "class_id": self.class_id,
             "method": self.method,
+            "seed": self.seed,
             "evaluation": self.evaluation,
         }
 
 
-def certified(problem: Problem, codes: np.ndarray, method: str, evaluations: np.ndarray) -> list[Entry]:
+def certified(problem: Problem, codes: np.ndarray, *, method: str, seed: int, evaluations: np.ndarray) -> list[Entry]:
     """The entries of codes int8 `[B, chips]` found at `evaluations` `[B]`, their values computed exactly."""
     rows = zip(codes, problem.values(codes), problem.class_ids(codes), evaluations.tolist(), strict=True)
-    return [Entry(problem, code, value, class_id, method, at) for code, value, class_id, at in rows]
+    return [
+        Entry(
+            problem=problem,
+            code=code,
+            value=value,
+            hit=bool(problem.is_hit(value)),
+            class_id=class_id,
+            method=method,
+            seed=seed,
+            evaluation=evaluation,
+        )
+        for code, value, class_id, evaluation in rows
+    ]
 
 
 def write(path: str | os.PathLike[str], entries: Iterable[Entry]) -> int:
@@ -88,14 +120,23 @@ def check(line: str) -> Entry:
         raise ValueError(f"must be a JSON object, is {type(fields).__name__}.")
     if missing := [name for name in _FIELDS if name not in fields]:
         raise ValueError(f"lacks `{missing[0]}`.")
-    for name, kind in {"length": int, "sequences": list, "value": float, "method": str, "evaluation": int}.items():
-        if not isinstance(fields[name], (int, float) if kind is float else kind) or isinstance(fields[name], bool):
+    for name, kind in _KINDS.items():
+        numeric = kind is not bool and isinstance(fields[name], bool)
+        if numeric or not isinstance(fields[name], (int, float) if kind is float else kind):
             raise ValueError(f"`{name}` must be {kind.__name__}, is {fields[name]!r}.")
-    if fields["evaluation"] < 0:
-        raise ValueError(f"`evaluation` is {fields['evaluation']}; it must not be negative.")
+    for name in ("evaluation", "seed"):
+        if fields[name] < 0:
+            raise ValueError(f"`{name}` is {fields[name]}; it must not be negative.")
     claimed = _problem_of(fields)
     code = claimed.from_text(fields["sequences"])
-    (entry,) = certified(claimed, code[None], fields["method"], np.array([fields["evaluation"]]))
+    (entry,) = certified(
+        claimed,
+        code[None],
+        method=fields["method"],
+        seed=fields["seed"],
+        evaluations=np.array([fields["evaluation"]]),
+    )
+    entry = dataclasses.replace(entry, hit=fields["hit"])
     if entry.value != fields["value"]:
         raise ValueError(f"`value` is {fields['value']!r}, but the code has {entry.value!r}.")
     if entry.class_id != fields["class_id"]:

@@ -1,6 +1,8 @@
 """Every search method under its name."""
 
-from gan import baselines, paper_search, search
-from gan.baselines.driver import Search
+from typing import Any
 
-METHODS: dict[str, Search] = {"hpgan": search.run, "hpgan_paper": paper_search.run, **baselines.METHODS}
+from gan import baselines, hpgan, surrogate
+from gan.search import Search
+
+METHODS: dict[str, Search[Any]] = {"surrogate": surrogate.run, "hpgan": hpgan.run, **baselines.METHODS}

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gan import comparison, metrics, paper_search
+from gan import comparison, hpgan, metrics
 from gan.ledger import SearchResult
 from gan.methods import METHODS
 from gan.problems import Problem, problem
@@ -36,10 +36,12 @@ def known_codes() -> list[Comparison]:
 
 
 def searches(results: Sequence[SearchResult], budget: int) -> list[Comparison]:
-    """The claims about pulse compression against HpGAN's searches at N = 59; of other methods there is no claim."""
+    """The claims about pulse compression at N = 59 against the GAN and the surrogate search; of others is no claim."""
     items = []
     legendre = comparison.marks(problem("mmf", 59))[0].score
-    for method, total in comparison.totals([result for result in results if "hpgan" in result.method]).items():
+    for method, total in comparison.totals(
+        [result for result in results if result.method in ("hpgan", "surrogate")]
+    ).items():
         runs = f"{total['seeds']} seed(s), budget {budget:,} evaluations"
         best, to_alphaseq = total["best"], total["evaluations_to"]["AlphaSeq"]
         ratio = best["median"] / legendre
@@ -101,7 +103,7 @@ def held_out(
         yield name | row | dataclasses.asdict(worth)
     for method in methods:
         result = METHODS[method](split.problem, budget, seed)
-        hits = [entry for entry in result.entries if split.problem.is_hit(entry.value)]
+        hits = [entry for entry in result.entries if entry.hit]
         classes = {entry.class_id for entry in hits}
         yield name | {
             "method": method,
@@ -130,8 +132,8 @@ def ablation(
     for codec, loss, guidance in itertools.product(chosen, losses, (0.0, 1.0)):
         report(f"{codec}, {loss}, guidance {guidance:g}")
         gan = GanConfig(codec=codec, loss=loss, guidance=guidance, batch=64, ema=0.9)
-        config = paper_search.PaperConfig(start=start, elites=start // 4, steps=20, samples=budget // 20, gan=gan)
-        results = [paper_search.run(searched, budget, seed, config=config) for seed in seeds]
+        config = hpgan.HpganSettings(start=start, elites=start // 4, steps=20, samples=budget // 20, gan=gan)
+        results = [hpgan.run(searched, budget, seed, settings=config) for seed in seeds]
         best = [result.best for result in results]
         yield {
             "codec": codec,

@@ -37,6 +37,7 @@ def polish(
         The best codes and scores reached from each, and all codes evaluated on the way with their scores.
     """
     problem = ledger.problem
+    flips = min(flips, problem.chips)
     codes, scores = codes.copy(), scores.copy()
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     climbing = np.arange(len(codes))
@@ -44,10 +45,10 @@ def polish(
         if not climbing.size or ledger.spent:
             break
         gains = predicted_gains(problem, codes[climbing])
-        ledger.charge(len(climbing), np.zeros((1, 0, problem.chips), np.int8), np.zeros((1, 0)))
+        ledger.charge_gradients(len(climbing))
         if ledger.spent:
             break
-        chosen = np.argpartition(-gains, flips, axis=1)[:, :flips]
+        chosen = np.argpartition(-gains, min(flips, problem.chips - 1), axis=1)[:, :flips]
         neighbours = np.repeat(codes[climbing, None], flips, axis=1)
         rows, places = np.arange(len(climbing))[:, None], np.arange(flips)[None]
         neighbours[rows, places, chosen] *= -1

@@ -30,7 +30,13 @@ class Problem(abc.ABC):
     """One search. Frozen and hashable, so that it can be a static argument of a jitted function."""
 
     name: ClassVar[str]
+    title: ClassVar[str]
     length: int
+
+    def __str__(self) -> str:
+        """A title for tables and plots."""
+        parameters = "".join(f", {name} {value}" for name, value in self.parameters.items())
+        return f"{self.title}, N = {self.length}{parameters}"
 
     @property
     @abc.abstractmethod
@@ -175,6 +181,7 @@ class PulseCompression(Problem):
     """
 
     name = "mmf"
+    title = "pulse compression"
     goal: float | None = None
 
     def __post_init__(self) -> None:
@@ -230,6 +237,8 @@ class SkewPulseCompression(PulseCompression):
     codes of `mmf`, and are catalogued so.
     """
 
+    title = "pulse compression, skew-symmetric codes"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.length % 2 == 0:
@@ -281,6 +290,7 @@ class ComplementaryPair(Problem):
     """
 
     name = "ob_zcp"
+    title = "optimal OB-ZCP"
     kind: int = 1
 
     def __post_init__(self) -> None:
@@ -331,6 +341,8 @@ class FoldedPair(ComplementaryPair):
     Dividing that of u by that of u + 1 leaves a[i] b[i] a[N-1-i] b[N-1-i] = -1 off the middle, but +1 at i = 0 for
     type I. So no optimal pair is lost: a code is a and the first (N+1)/2 chips of b. Symmetries are those of the pairs.
     """
+
+    title = "optimal OB-ZCP by free chips"
 
     @property
     def chips(self) -> int:
@@ -392,6 +404,7 @@ class ComplementarySet(Problem):
     """
 
     name = "mocss"
+    title = "MOCSS"
     flocks: int = 2
     sequences: int = 2
 

@@ -1,9 +1,11 @@
 """Classical searches at an equal evaluation budget, thousands of chains at once in JAX."""
 
-from gan.baselines import annealing, cross_entropy, genetic, random_search, tabu
-from gan.baselines.driver import Search
+from typing import Any
 
-METHODS: dict[str, Search] = {
+from gan.baselines import annealing, cross_entropy, genetic, random_search, tabu
+from gan.search import Search
+
+METHODS: dict[str, Search[Any]] = {
     "random": random_search.run,
     "cem": cross_entropy.run,
     "annealing": annealing.run,

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan.baselines.driver import Advance, chain_count, drive, random_words, scanned
-from gan.ledger import Ledger, Progress, SearchResult
+from gan.ledger import Ledger
 from gan.problems import Problem
+from gan.search import Search
 
 _SAMPLE = 256  # random codes whose spread sets the temperatures
 
@@ -39,25 +40,19 @@ class _Chains(NamedTuple):
     step: jax.Array  # int32 []
 
 
-def run(
-    problem: Problem,
-    budget: int,
-    seed: int,
-    progress: Progress | None = None,
-    *,
-    stop_at: float | None = None,
-    settings: AnnealingSettings | None = None,
-) -> SearchResult:
-    """Searches until `budget` evaluations are spent or a score reaches `stop_at`. Every proposal counts as one."""
-    settings = settings or AnnealingSettings()
-    ledger = Ledger(problem, budget, "annealing", seed, stop_at=stop_at, progress=progress)
-    chains = settings.chains or chain_count(budget, settings.sweeps * problem.chips)
-    sample = problem.random(np.random.default_rng(seed), _SAMPLE)
+def _search(ledger: Ledger, settings: AnnealingSettings) -> None:
+    problem = ledger.problem
+    chains = settings.chains or chain_count(ledger.budget, settings.sweeps * problem.chips)
+    sample = problem.random(np.random.default_rng(ledger.seed), _SAMPLE)
     scores = problem.score(sample)
-    ledger.charge(_SAMPLE, sample[None], np.asarray(scores)[None])
+    ledger.charge(1 + np.arange(_SAMPLE), sample[None], np.asarray(scores)[None])
     spread = problem.altitude(scores).std()
     start = _Chains(jnp.ones((chains, problem.chips), jnp.int8), jnp.zeros(chains), spread, jnp.int32(0))
-    return drive(ledger, _advance(problem, settings), start, chains)
+    drive(ledger, _advance(problem, settings), start, 1 + np.arange(chains))
+
+
+run = Search("annealing", _search, AnnealingSettings)
+"""Every proposal counts as one evaluation."""
 
 
 @functools.cache

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gan.baselines.driver import Advance, drive, random_words, scanned
-from gan.ledger import Ledger, Progress, SearchResult
+from gan.ledger import Ledger
 from gan.problems import Problem
+from gan.search import Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +41,14 @@ class _Populations(NamedTuple):
     stale: jax.Array  # int32 [P]
 
 
-def run(
-    problem: Problem,
-    budget: int,
-    seed: int,
-    progress: Progress | None = None,
-    *,
-    stop_at: float | None = None,
-    settings: CrossEntropySettings | None = None,
-) -> SearchResult:
-    """Searches until `budget` evaluations are spent or a score reaches `stop_at`. Every sample counts as one."""
-    settings = settings or CrossEntropySettings()
-    ledger = Ledger(problem, budget, "cem", seed, stop_at=stop_at, progress=progress)
-    count = settings.populations
+def _search(ledger: Ledger, settings: CrossEntropySettings) -> None:
+    problem, count = ledger.problem, settings.populations
     start = _Populations(jnp.full((count, problem.chips), 0.5), jnp.full(count, -jnp.inf), jnp.zeros(count, jnp.int32))
-    return drive(ledger, _advance(problem, settings), start, count * settings.samples)
+    drive(ledger, _advance(problem, settings), start, 1 + np.arange(count * settings.samples))
+
+
+run = Search("cem", _search, CrossEntropySettings)
+"""Every sample counts as one evaluation."""
 
 
 @functools.cache

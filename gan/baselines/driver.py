@@ -1,36 +1,19 @@
-"""What the searches share: the signature that scripts call, and the loop that moves a device state under a ledger."""
+"""What the classical searches share: random words, and the loop that moves a device state under a ledger."""
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gan.ledger import Ledger, Progress, SearchResult
-from gan.problems import Problem
+from gan.ledger import Ledger
 
 State = TypeVar("State")
 
 # Steps of a search between two looks of the host.
 CHUNK = 16
-
-
-class Search(Protocol):
-    """A search method: `run` of every module here, and HpGAN's own."""
-
-    def __call__(
-        self,
-        problem: Problem,
-        budget: int,
-        seed: int,
-        progress: Progress | None = None,
-        *,
-        stop_at: float | None = None,
-    ) -> SearchResult:
-        """Searches until `budget` evaluations are spent or a score reaches `stop_at`."""
-        ...
 
 
 def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -62,18 +45,18 @@ def chain_count(steps: int, least: int) -> int:
 Advance = Callable[[tuple[State, jax.Array]], tuple[tuple[State, jax.Array], tuple[jax.Array, jax.Array]]]
 
 
-def drive(ledger: Ledger, advance: Advance[State], state: State, evaluations: int) -> SearchResult:
+def drive(ledger: Ledger, advance: Advance[State], state: State, costs: np.ndarray) -> None:
     """Advances a search from `state`, under the ledger's seed, until the ledger is spent.
 
-    `advance` makes some steps of `evaluations` evaluations each, and returns the next state with scores
-    float32 `[steps, n]` and codes int8 `[steps, n, chips]` worth keeping.
+    `advance` makes some steps and returns the next state with scores float32 `[steps, n]` and codes int8
+    `[steps, n, chips]` worth keeping. `costs` int `[n]` are the evaluations that a step has made when each of its codes
+    is known, ascending; the last is the cost of the step.
     """
     carry = state, jax.random.key(ledger.seed)
     while not ledger.spent:
         carry, outputs = advance(carry)
         scores, codes = (np.asarray(output) for output in outputs)
-        ledger.charge(evaluations, codes, scores)
-    return ledger.result()
+        ledger.charge(costs, codes, scores)
 
 
 def scanned(step: Callable[[State, jax.Array], tuple[State, Any]]) -> Advance[State]:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gan.baselines.driver import Advance, drive, random_chips, random_words, scanned
-from gan.ledger import Ledger, Progress, SearchResult
+from gan.ledger import Ledger
 from gan.problems import Problem
+from gan.search import Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,33 +55,22 @@ class _Islands(NamedTuple):
     stale: jax.Array  # int32 [I]
 
 
-def run(
-    problem: Problem,
-    budget: int,
-    seed: int,
-    progress: Progress | None = None,
-    *,
-    stop_at: float | None = None,
-    settings: GeneticSettings | None = None,
-    method: str = "ga",
-) -> SearchResult:
-    """Searches until `budget` evaluations are spent or a score reaches `stop_at`; duplicates count too."""
-    settings = settings or GeneticSettings()
-    ledger = Ledger(problem, budget, method, seed, stop_at=stop_at, progress=progress)
+def _search(ledger: Ledger, settings: GeneticSettings) -> None:
+    problem = ledger.problem
     shape = (settings.islands, settings.elites)
     start = _Islands(
         jnp.ones((*shape, problem.chips), jnp.int8), jnp.full(shape, -jnp.inf), jnp.full(shape[0], settings.stale)
     )
-    evaluations = settings.islands * (settings.children + settings.polish * problem.chips)
-    return drive(ledger, _advance(problem, settings), start, evaluations)
+    # An island scores its children one by one, then all flips of each elite that it polishes.
+    costs = np.array([1] * settings.children + [problem.chips] * settings.polish)
+    drive(ledger, _advance(problem, settings), start, np.tile(costs, settings.islands).cumsum())
 
 
-def run_memetic(
-    problem: Problem, budget: int, seed: int, progress: Progress | None = None, *, stop_at: float | None = None
-) -> SearchResult:
-    """`run` with two elites polished in a generation."""
-    settings = GeneticSettings(polish=2)
-    return run(problem, budget, seed, progress, stop_at=stop_at, settings=settings, method="memetic")
+run = Search("ga", _search, GeneticSettings)
+"""Duplicates count too."""
+
+run_memetic = Search("memetic", _search, functools.partial(GeneticSettings, polish=2))
+"""`run` with two elites polished in a generation."""
 
 
 @functools.cache

@@ -1,24 +1,32 @@
 """Uniform random search: the floor under every method."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gan.baselines.driver import Advance, drive, random_chips, scanned
-from gan.ledger import Ledger, Progress, SearchResult
+from gan.ledger import Ledger
 from gan.problems import Problem
+from gan.search import Search
 
-_BATCH = 2048
+
+@dataclasses.dataclass(frozen=True)
+class RandomSettings:
+    """`batch`: codes scored at a time, at most the budget."""
+
+    batch: int = 2048
 
 
-def run(
-    problem: Problem, budget: int, seed: int, progress: Progress | None = None, *, stop_at: float | None = None
-) -> SearchResult:
-    """Scores random codes until `budget` evaluations are spent or a score reaches `stop_at`."""
-    ledger = Ledger(problem, budget, "random", seed, stop_at=stop_at, progress=progress)
-    batch = min(_BATCH, budget)
-    return drive(ledger, _advance(problem, batch), jnp.zeros(()), batch)
+def _search(ledger: Ledger, settings: RandomSettings) -> None:
+    batch = min(settings.batch, ledger.budget)
+    drive(ledger, _advance(ledger.problem, batch), jnp.zeros(()), 1 + np.arange(batch))
+
+
+run = Search("random", _search, RandomSettings)
+"""Scores uniform random codes."""
 
 
 @functools.cache

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gan.baselines.driver import Advance, chain_count, drive, random_chips, random_words, scanned
-from gan.ledger import Ledger, Progress, SearchResult
+from gan.ledger import Ledger
 from gan.problems import Problem
+from gan.search import Search
 
 _LEAST_STEPS = 1000  # of a chain: shorter walks find nothing
 
@@ -37,24 +39,18 @@ class _Walks(NamedTuple):
     step: jax.Array  # int32 []
 
 
-def run(
-    problem: Problem,
-    budget: int,
-    seed: int,
-    progress: Progress | None = None,
-    *,
-    stop_at: float | None = None,
-    settings: TabuSettings | None = None,
-) -> SearchResult:
-    """Searches until `budget` evaluations are spent or a score reaches `stop_at`. Every scored flip counts as one."""
-    settings = settings or TabuSettings()
-    ledger = Ledger(problem, budget, "tabu", seed, stop_at=stop_at, progress=progress)
-    chains = settings.chains or chain_count(budget // problem.chips, _LEAST_STEPS)
+def _search(ledger: Ledger, settings: TabuSettings) -> None:
+    problem = ledger.problem
+    chains = settings.chains or chain_count(ledger.budget // problem.chips, _LEAST_STEPS)
     shape = (chains, problem.chips)
     zeros = jnp.zeros(chains, jnp.int32)
     # An exhausted patience: the first step starts every walk.
     start = _Walks(jnp.ones(shape, jnp.int8), jnp.zeros(shape, jnp.int32), zeros - jnp.inf, zeros + 2**30, zeros[0])
-    return drive(ledger, _advance(problem, settings), start, chains * problem.chips)
+    drive(ledger, _advance(problem, settings), start, problem.chips * (1 + np.arange(chains)))
+
+
+run = Search("tabu", _search, TabuSettings)
+"""Every scored flip counts as one evaluation; a walk's step is known when all its flips are scored."""
 
 
 @functools.cache

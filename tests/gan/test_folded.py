@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from gan import baselines, catalogue, search
+from gan import baselines, catalogue, surrogate
 from gan.problems import problem
-from gan.search import SearchConfig
 from gan.sequences import exhaustive
+from gan.surrogate import SurrogateSettings
 
 kinds = pytest.mark.parametrize("kind", [1, 2])
 
@@ -54,7 +54,7 @@ def test_other_pairs_are_refused() -> None:
 
 def test_searches_find_pairs_and_catalogue_them_as_such() -> None:
     folded = problem("ob_zcp_folded", 11)
-    ours = search.run(folded, 3000, seed=0, config=SearchConfig(elites=40, children=20, screening=8))
+    ours = surrogate.run(folded, 3000, seed=0, settings=SurrogateSettings(elites=40, children=20, screening=8))
     for result in (ours, *(method(folded, 50_000, 0) for method in baselines.METHODS.values())):
         assert result.best == 0
         entry = catalogue.check(json.dumps(result.entries[0].to_json()))

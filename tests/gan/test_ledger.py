@@ -40,14 +40,15 @@ def test_the_curve_is_the_running_maximum(rng: np.random.Generator) -> None:
     scores = np.concatenate([ledger.evaluate(batch) for batch in np.split(codes, 10)])
     result = ledger.result()
     running = np.maximum.accumulate(scores)
-    for (start, best), (end, _) in itertools.pairwise(result.curve):
-        assert (running[start - 1 : end - 1] == np.float32(best)).all()
+    for point, after in itertools.pairwise(result.curve):
+        assert (running[point.evaluations - 1 : after.evaluations - 1] == np.float32(point.best)).all()
     assert result.best == scores.max()
     assert result.evaluations_to(result.best) == int(scores.argmax()) + 1
     assert result.evaluations_to(1e9) is None
     (entry,) = result.entries
     assert entry.value == pytest.approx(result.best, rel=1e-5)
     assert entry.evaluation == int(scores.argmax()) + 1
+    assert not entry.hit  # the best code of a search without a hit
 
 
 def test_hits_are_kept_once_and_certified() -> None:
@@ -56,7 +57,7 @@ def test_hits_are_kept_once_and_certified() -> None:
     ledger.evaluate(all_codes(10))
     result = ledger.result()
     assert (result.evaluations, len(result.entries), result.classes) == (1024, 96, 2)
-    assert {entry.value for entry in result.entries} == {0.0}
+    assert {(entry.value, entry.hit) for entry in result.entries} == {(0.0, True)}
 
 
 def test_charges_count_what_the_caller_evaluated() -> None:
@@ -67,16 +68,51 @@ def test_charges_count_what_the_caller_evaluated() -> None:
     worst, best = order[:3], order[-1:]
 
     ledger = Ledger(pair, 100)
-    ledger.charge(30, codes[worst][:, None], scores[worst][:, None])
+    ledger.charge(np.array([30]), codes[worst][:, None], scores[worst][:, None])
     assert (ledger.evaluations, ledger.hits, ledger.spent) == (90, 0, False)
-    ledger.charge(20, codes[best][None], scores[best][None])
+    ledger.charge(np.array([20]), codes[best][None], scores[best][None])
     assert (ledger.evaluations, ledger.hits, ledger.spent) == (100, 0, True)
 
     ledger = Ledger(pair, 100, stop_at=0.0)
     mixed = np.concatenate([worst[:1], best, worst[1:]])
-    ledger.charge(20, codes[mixed][:, None], scores[mixed][:, None])
+    ledger.charge(np.array([20]), codes[mixed][:, None], scores[mixed][:, None])
     assert (ledger.evaluations, ledger.hits, ledger.spent) == (40, 1, True)
     assert ledger.result().evaluations_to(0.0) == 40
+
+
+def test_a_code_is_known_before_its_step_ends() -> None:
+    pair = problem("ob_zcp", 5, kind=1)
+    codes = all_codes(10)
+    order = np.array(pair.score(codes)).argsort()
+    step = np.concatenate([order[:2], order[-2:]])  # two hits after two others
+    codes, scores = codes[step], np.array(pair.score(codes[step]))
+    for budget, found in ((100, [7 + 3, 7 + 4]), (10, [10]), (9, [])):
+        ledger = Ledger(pair, budget)
+        ledger.charge(np.array([7]), codes[None, :1], scores[None, :1])
+        ledger.charge(np.arange(1, 5), codes[None], scores[None])
+        entries = ledger.result().entries
+        assert [entry.evaluation for entry in entries if entry.hit] == found
+        assert ledger.evaluations == min(budget, 11)
+
+
+def test_gradients_have_a_second_bill() -> None:
+    mmf = problem("mmf", 21)
+    ledger = Ledger(mmf, 50)
+    ledger.evaluate(all_codes(21, count=10))
+    ledger.charge_gradients(4, scores=1)
+    ledger.evaluate(-all_codes(21, count=10))
+    result = ledger.result()
+    end = result.curve[-1]
+    assert (end.evaluations, end.gradients) == (25, 4)
+    assert result.bill_at_chips(end) == 21 + 4 * 21
+    ledger.charge_gradients(1000)
+    assert (ledger.evaluations, ledger.gradients) == (50, 4 + 25)
+
+
+def test_a_search_ends_when_the_processor_time_is_up() -> None:
+    ledger = Ledger(problem("mmf", 21), 10**6, cpu_limit_s=0.0)
+    assert ledger.spent
+    assert Ledger(problem("mmf", 21), 10**6, cpu_limit_s=1e6).cpu_s < 1e6
 
 
 def test_stop_at_ends_the_search_early() -> None:

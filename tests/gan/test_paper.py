@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gan import metrics, paper, search
+from gan import metrics, paper, surrogate
+from gan.ledger import Point
 from gan.problems import problem
-from gan.search import SearchConfig
 from gan.sequences.codes import all_codes
+from gan.surrogate import SurrogateSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -20,13 +21,13 @@ def test_the_benchmark_codes_have_their_published_values() -> None:
 
 
 def test_verdicts_follow_the_claims() -> None:
-    config = SearchConfig(elites=16, children=8, screening=2)
-    result = search.run(problem("mmf", 59), 600, 0, config=config)
+    config = SurrogateSettings(elites=16, children=8, screening=2)
+    result = surrogate.run(problem("mmf", 59), 600, 0, settings=config)
     for best, verdict in ((10.9, "not reproduced"), (11.1, "order only")):  # Legendre's best rotation has 10.98
-        ended = dataclasses.replace(result, best=best, curve=((600, best),))
+        ended = dataclasses.replace(result, best=best, curve=(Point(600, 0, 1.0, best),))
         ratio, evaluations = paper.searches([ended], 600)
         assert (ratio.verdict, evaluations.verdict) == (verdict, "not reproduced")
-    found = dataclasses.replace(result, best=45.2, curve=((10, 34.0), (600, 45.2)))
+    found = dataclasses.replace(result, best=45.2, curve=(Point(10, 0, 0.1, 34.0), Point(600, 0, 1.0, 45.2)))
     ratio, evaluations = paper.searches([found], 600)
     assert (ratio.verdict, evaluations.verdict) == ("reproduced", "reproduced")
     assert evaluations.ours == 10

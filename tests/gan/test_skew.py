@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from gan import catalogue, search
+from gan import catalogue, surrogate
 from gan.problems import problem
-from gan.search import SearchConfig
+from gan.surrogate import SurrogateSettings
 
 
 @pytest.mark.parametrize("length", [5, 13, 59])
@@ -42,8 +42,8 @@ def test_impossible_codes_are_refused() -> None:
 
 def test_the_skew_optimum_is_found_and_catalogued_as_a_code_of_mmf() -> None:
     folded = problem("mmf_skew", 33)
-    config = SearchConfig(elites=40, children=20, screening=8)
-    result = search.run(folded, 20_000, seed=0, stop_at=folded.target, config=config)
+    config = SurrogateSettings(elites=40, children=20, screening=8)
+    result = surrogate.run(folded, 20_000, seed=0, stop_at=folded.target, settings=config)
     assert result.best == pytest.approx(38.647, abs=1e-3)  # by exhaustion of all skew-symmetric codes
     line = json.dumps(result.entries[0].to_json())
     entry = catalogue.check(line)

@@ -1,6 +1,7 @@
 """The classical searches: they find known optima, repeat themselves under a seed, and pay for what they evaluate."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax
@@ -32,7 +33,8 @@ def test_a_seed_gives_the_same_search_and_another_seed_another(method: str) -> N
     first, again, other = ([(entry.evaluation, *entry.code) for entry in result.entries] for result in results)
     assert results[0].evaluations == 60_000
     assert first == again != other
-    assert results[0].curve == results[1].curve
+    curves = [[(point.evaluations, point.best) for point in result.curve] for result in results]
+    assert curves[0] == curves[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ def test_every_evaluation_is_paid_for(method: str) -> None:
 def test_a_budget_below_one_step_finds_nothing_and_says_so(method: str) -> None:
     result = METHODS[method](problem("mmf", 13), 10, 0)
     assert result.evaluations == 10
-    assert result.curve[-1] == (10, result.best)
+    assert result.curve[-1].best == result.best
 
 
 def test_impossible_populations_are_refused() -> None:
@@ -74,3 +76,16 @@ def test_impossible_populations_are_refused() -> None:
         GeneticSettings(elites=200, children=100)
     with pytest.raises(ValueError, match="`polish` is 300"):
         GeneticSettings(polish=300)
+
+
+@methods
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_smallest_length_is_searched(method: str) -> None:
+    assert math.isfinite(METHODS[method](problem("mmf_skew", 3), 5000, 0).best)
+
+
+@methods
+def test_hits_are_known_where_they_are_made(method: str) -> None:
+    pair = problem("ob_zcp", 7, kind=1)
+    found = [entry.evaluation for entry in METHODS[method](pair, 60_000, 3).entries if entry.hit]
+    assert len(set(found)) == len(found)

@@ -1,4 +1,4 @@
-"""HpGAN's loop: it finds what exhaustion found, counts what it evaluates, and one seed is one run."""
+"""The surrogate search: it finds what exhaustion found, counts what it evaluates, and one seed is one run."""
 
 import dataclasses
 
@@ -6,33 +6,36 @@ import jax
 import numpy as np
 import pytest
 
-from gan import search
-from gan.ledger import Ledger
+from gan import surrogate
+from gan.ledger import Ledger, SearchResult
 from gan.polish import polish, predicted_gains
-from gan.problems import problem
+from gan.problems import Problem, problem
 from gan.proposer import Proposer
-from gan.search import SearchConfig
+from gan.surrogate import SurrogateSettings
 
-SMALL = SearchConfig(elites=40, children=20, screening=8)
+
+def path(result: SearchResult) -> list[tuple[int, float]]:
+    return [(point.evaluations, point.best) for point in result.curve]
+
+
+SMALL = SurrogateSettings(elites=40, children=20, screening=8)
 
 
 def test_the_optimum_of_a_short_length_is_found() -> None:
     mmf = problem("mmf", 25)
-    result = search.run(mmf, 60_000, seed=0, stop_at=mmf.target, config=SMALL)
+    result = surrogate.run(mmf, 60_000, seed=0, stop_at=mmf.target, settings=SMALL)
     assert result.best == pytest.approx(32.474, abs=1e-3)  # the largest SIR of all 2^25 codes
     assert result.evaluations < 60_000
-    assert result.entries[0].method == "hpgan"
-    assert [best for _, best in result.curve] == sorted(best for _, best in result.curve)
+    assert result.entries[0].method == "surrogate"
+    assert [point.best for point in result.curve] == sorted(point.best for point in result.curve)
 
 
 def test_one_seed_is_one_run_within_its_budget() -> None:
     mocss = problem("mocss", 4, flocks=2, sequences=2)
-    first, second = (search.run(mocss, 3000, seed=3, config=SMALL) for _ in range(2))
+    first, second = (surrogate.run(mocss, 3000, seed=3, settings=SMALL) for _ in range(2))
     assert first.evaluations == second.evaluations == 3000
-    assert first.curve == second.curve
+    assert path(first) == path(second) != path(surrogate.run(mocss, 3000, seed=4, settings=SMALL))
     np.testing.assert_array_equal([entry.code for entry in first.entries], [entry.code for entry in second.entries])
-    other = search.run(mocss, 3000, seed=4, config=SMALL)
-    assert other.curve != first.curve
 
 
 def test_gains_predict_single_flips(rng: np.random.Generator) -> None:
@@ -81,4 +84,19 @@ def test_a_generation_without_learning_still_searches() -> None:
     mmf = problem("mmf", 13)
     proposer = dataclasses.replace(SMALL.proposer, steps=0)
     config = dataclasses.replace(SMALL, proposer=proposer, screening=1, flips=0)
-    assert search.run(mmf, 20_000, seed=0, stop_at=37.0, config=config).best == pytest.approx(37.0, abs=1e-3)
+    assert surrogate.run(mmf, 20_000, seed=0, stop_at=37.0, settings=config).best == pytest.approx(37.0, abs=1e-3)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+    "smallest",
+    [
+        problem("mmf", 3),
+        problem("mmf_skew", 3),
+        problem("ob_zcp_folded", 3),
+        problem("mocss", 1, flocks=1, sequences=1),
+    ],
+    ids=str,
+)
+def test_the_smallest_lengths_are_searched(smallest: Problem) -> None:
+    assert np.isfinite(surrogate.run(smallest, 100, seed=0, settings=SMALL).best)
