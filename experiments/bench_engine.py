@@ -5,6 +5,8 @@
 
 Both read the weights of `--model`; of a shape alone, each draws random ones of its own, as no speed depends on them.
 `tok_core_s` is tokens per second of CPU time of one core: it does not change when others use the machine.
+`--peer=deterministic` shows the cost of bits that do not depend on the load; its test `mixed` serves prompts and answers
+of many lengths, and counts the tokens of both.
 `peer_ratio` is ours over the peer's at the same test; beside an accelerator, whose host only waits, it is of `tok_s`.
 """
 
@@ -24,7 +26,12 @@ from serving.engine import EngineError
 MODEL = flags.DEFINE_string("model", None, "HF folder; by default random weights in a --shape.")
 SHAPE = flags.DEFINE_enum("shape", None, sorted(PRESETS), "Preset to draw weights for; bench-58m without --model.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and KV.")
-PEER = flags.DEFINE_multi_enum("peer", [], ["transformers", "vllm"], "Engines to run beside ours; may be repeated.")
+PEER = flags.DEFINE_multi_enum(
+    "peer",
+    [],
+    ["deterministic", "transformers", "vllm"],
+    "Engines to run beside ours; may be repeated. deterministic: ours in its deterministic mode, and one test more.",
+)
 BATCHES = common.define_integers("batches", [1, 8, 32], "Batch sizes for decode.")
 CONTEXTS = common.define_integers("contexts", [512, 2048], "Context lengths in tokens for decode.")
 PREFILL = flags.DEFINE_integer("prefill", 512, "Prompt tokens for prefill; a power of 2 is not padded.", lower_bound=1)
@@ -52,6 +59,7 @@ def main(argv: list[str]) -> None:
         seed=common.SEED.value,
         shape=SHAPE.value or (None if MODEL.value else "bench-58m"),
         mesh=MESH.value,
+        mixed="deterministic" in PEER.value,
     )
     try:
         rows = run_benchmark(workload, MODEL.value, PEER.value)

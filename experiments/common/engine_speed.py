@@ -43,6 +43,7 @@ class Workload:
     seed: int
     shape: str | None = None  # a preset; each engine draws weights of its own then: their values do not change speed
     mesh: str | None = None  # of our engine; peers run on one device
+    mixed: bool = False  # whether our engines also serve prompts and answers of many lengths at once
 
     @property
     def decoded(self) -> int:
@@ -100,7 +101,7 @@ def compared(ours: Row, theirs: Row) -> Row:
     return theirs | {"peer_ratio": ours[speed] / theirs[speed]}
 
 
-def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
+def run_halfmoon(folder: str, workload: Workload, deterministic: bool = False) -> list[Row]:
     """Our engine, through the same `add` and `step` that serve HTTP; only steps that it meets here are compiled."""
     import jax
     from flax import nnx
@@ -119,24 +120,35 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
         else:
             _, model = load_hf(folder, mesh, workload.dtype)
         jax.block_until_ready(nnx.state(model))
+    name = "deterministic" if deterministic else "halfmoon"
     largest, page_size = max(workload.batches), 64
+    # Without mixed steps some sequences decode while prompts of others are computed.
+    early = 2 * largest * -(-max(workload.contexts) // page_size) if deterministic else 0
+    longest = workload.longest + early
     settings = EngineConfig(
         page_size=page_size,
         # With a page of growth for each, as admission wants: all of the batch must run at once.
-        num_pages=largest * (-(-workload.longest // page_size) + 1) + 1,
+        num_pages=largest * (-(-longest // page_size) + 1) + 1,
         max_batch=largest,
         # What the prefix cache leaves of all prompts, at most a page of each, fits one step: after it all decode.
-        token_budget=max(workload.prefill, largest * page_size),
+        token_budget=page_size * -(-max(workload.prefill, largest * page_size) // page_size),
         max_prefill_rows=largest,
-        max_model_len=workload.longest,
+        max_model_len=longest,
+        deterministic=deterministic,
     )
     engine = build_engine(model, settings, mesh=mesh)
 
     one_token = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
-    many_tokens = dataclasses.replace(one_token, max_tokens=workload.decoded)
+    many_tokens = dataclasses.replace(one_token, max_tokens=workload.decoded + early)
 
     def prefill(repeat: Iterator[int]) -> None:
         engine.generate(workload.prompts(1, workload.prefill, next(repeat)), one_token)
+
+    def mixed(repeat: Iterator[int]) -> None:
+        """Twice as many requests as run at once; every repeat has the same lengths, so that it meets the same steps."""
+        prompts = workload.prompts(2 * largest, workload.prefill, next(repeat))
+        short = [prompt[: lengths[index]] for index, prompt in enumerate(prompts)]
+        engine.generate(short, [dataclasses.replace(one_token, max_tokens=count) for count in answers])
 
     def decode(batch: int) -> None:
         for _ in range(workload.steps):
@@ -145,32 +157,37 @@ def run_halfmoon(folder: str, workload: Workload) -> list[Row]:
 
     def measured(test: str, batch: int, context: int, tokens: int, work: Callable[[], None]) -> Row:
         """The row of `work`, once unmeasured: that compiles what the measured ones run, or it is an error."""
-        with phase(f"halfmoon, {test} {batch}x{context}, compiling"):
+        with phase(f"{name}, {test} {batch}x{context}, compiling"):
             work()
         compiled = engine.stats().compiles_after_warm_up
-        with phase(f"halfmoon, {test} {batch}x{context}, measuring"):
+        with phase(f"{name}, {test} {batch}x{context}, measuring"):
             speeds = [measure(tokens, work) for _ in range(workload.repeats)]
         if late := engine.stats().compiles_after_warm_up - compiled:
             raise RuntimeError(f"measured rounds of {test} {batch}x{context} compiled {late} times")
-        return row("halfmoon", jax.default_backend(), test, batch, context, speeds)
+        return row(name, jax.default_backend(), test, batch, context, speeds)
 
+    lengths = [1 + workload.prefill * index // (2 * largest) for index in range(2 * largest)]
+    answers = [1 + workload.steps * (index % 5) for index in range(2 * largest)]
     work = functools.partial(prefill, itertools.count())
     rows = [measured("prefill", 1, workload.prefill, workload.prefill, work)]
+    if workload.mixed:
+        work = functools.partial(mixed, itertools.count())
+        rows.append(measured("mixed", 2 * largest, workload.prefill, sum(lengths) + sum(answers), work))
     for context in workload.contexts:
         for batch in workload.batches:
             prompts = workload.prompts(batch, context, 0)
-            with phase(f"halfmoon, prompts {batch}x{context}"):
+            with phase(f"{name}, prompts {batch}x{context}"):
                 if batch > 1:
                     # Fills the prefix cache: all sequences then begin to decode at the same step.
                     engine.generate(prompts, one_token)
                 ids = [f"{batch}x{context}-{index}" for index in range(batch)]
-                for name, prompt in zip(ids, prompts, strict=True):
-                    engine.add(Request(id=name, prompt=tuple(prompt), sampling=many_tokens))
+                for request_id, prompt in zip(ids, prompts, strict=True):
+                    engine.add(Request(id=request_id, prompt=tuple(prompt), sampling=many_tokens))
                 while len(engine.step()) < batch:
                     pass
             rows.append(measured("decode", batch, context, batch * workload.steps, functools.partial(decode, batch)))
-            for name in ids:
-                engine.abort(name)
+            for request_id in ids:
+                engine.abort(request_id)
     return rows
 
 
@@ -271,7 +288,12 @@ def run_vllm(folder: str, workload: Workload) -> list[Row]:
     return rows
 
 
-_ENGINES = {"halfmoon": run_halfmoon, "transformers": run_transformers, "vllm": run_vllm}
+_ENGINES = {
+    "halfmoon": run_halfmoon,
+    "deterministic": functools.partial(run_halfmoon, deterministic=True),
+    "transformers": run_transformers,
+    "vllm": run_vllm,
+}
 _PEER_INSTALLS = {"transformers": "the extra `parity`", "vllm": "vLLM's CPU build"}
 
 
@@ -286,7 +308,7 @@ def _check(workload: Workload, peers: list[str]) -> None:
     """Before minutes are spent on the engines that could run. Raises `BenchmarkError`."""
     if len(cores := os.sched_getaffinity(0)) < workload.cores:
         raise BenchmarkError(f"--cores={workload.cores}, but this process may use {len(cores)}; ask for fewer.")
-    for peer in peers:
+    for peer in set(peers) & set(_PEER_INSTALLS):
         if importlib.util.find_spec(peer) is None:
             install = _PEER_INSTALLS[peer]
             raise BenchmarkError(f"--peer={peer} is not installed here; install {install} or leave it out.")

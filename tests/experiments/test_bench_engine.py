@@ -24,13 +24,13 @@ def test_every_measured_step_decodes_the_whole_batch(tmp_path: pathlib.Path) -> 
     """The run itself checks that; prompts of several steps each, so that sequences do not begin together."""
     save_hf(tmp_path / "model", Transformer(TINY, nnx.Rngs(0)))
     sizes = ("--batches=1,2", "--contexts=100", "--prefill=16", "--steps=3", "--repeats=2")
-    done = run_script("bench_engine", tmp_path, f"--model={tmp_path / 'model'}", *sizes)
+    done = run_script("bench_engine", tmp_path, f"--model={tmp_path / 'model'}", "--peer=deterministic", *sizes)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert [(row["test"], row["batch"], row["context"]) for row in rows] == [
-        ("prefill", 1, 16),
-        ("decode", 1, 100),
-        ("decode", 2, 100),
+    assert [(row["engine"], row["test"], row["batch"], row["context"]) for row in rows] == [
+        (engine, *test)
+        for engine in ("halfmoon", "deterministic")
+        for test in (("prefill", 1, 16), ("mixed", 4, 16), ("decode", 1, 100), ("decode", 2, 100))
     ]
     assert all(row["tok_s"] > 0 and row["tok_core_s"] > 0 for row in rows)
 
