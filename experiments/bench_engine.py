@@ -5,8 +5,8 @@
 
 Both read the weights of `--model`; of a shape alone, each draws random ones of its own, as no speed depends on them.
 `tok_core_s` is tokens per second of CPU time of one core: it does not change when others use the machine.
-`--peer=deterministic` shows the cost of bits that do not depend on the load; its test `mixed` serves prompts and answers
-of many lengths, and counts the tokens of both.
+`--peer=deterministic` shows what bits independent of the load cost. Its test `mixed` serves prompts and answers
+of many lengths and counts the tokens of both.
 `peer_ratio` is ours over the peer's at the same test; beside an accelerator, whose host only waits, it is of `tok_s`.
 """
 

@@ -48,6 +48,9 @@ MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "Most sequences that decode in
 TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 512, "Most tokens computed in one step.", lower_bound=1)
 MAX_MODEL_LEN = flags.DEFINE_integer("max_model_len", None, "Most tokens of a request, prompt and answer.")
 PREFIX_CACHE = flags.DEFINE_bool("prefix_cache", True, "Reuse the KV of equal prefixes.")
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "Same bits for a request whatever else is served; --token_budget must hold whole pages."
+)
 ATTENTION = flags.DEFINE_string("attention", None, "Paged-attention backend; by default the best that runs here.")
 MAX_OPEN = flags.DEFINE_integer("max_open_requests", 1024, "Further requests get HTTP 429.", lower_bound=1)
 DRAIN_S = flags.DEFINE_integer("drain_s", 60, "Seconds that open requests get after SIGTERM.", lower_bound=0)
@@ -69,6 +72,7 @@ def engine_config() -> EngineConfig:
         prefix_cache=PREFIX_CACHE.value,
         kv_dtype=KV_DTYPE.value,
         attention=ATTENTION.value,
+        deterministic=DETERMINISTIC.value,
         seed=common.SEED.value,
     )
 

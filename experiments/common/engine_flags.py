@@ -26,6 +26,9 @@ MAX_BATCH = flags.DEFINE_integer("max_batch", 16, "Most sequences that decode in
 TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 256, "Most tokens computed in one step.", lower_bound=1)
 MAX_PREFILL_ROWS = flags.DEFINE_integer("max_prefill_rows", 8, "Most prompts in one step.", lower_bound=1)
 MAX_MODEL_LEN = flags.DEFINE_integer("max_model_len", 2048, "Most tokens of a request, prompt and answer.")
+DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", False, "Same bits for a request whatever else is served; --token_budget must hold whole pages."
+)
 CORES = flags.DEFINE_integer("cores", 1, "CPU cores of the engine; 0 = all, which --clock=cpu cannot time.")
 CLOCK = flags.DEFINE_enum(
     "clock", "wall", ["wall", "cpu"], "cpu: a clock that stands still while other processes have the core."
@@ -46,6 +49,7 @@ def engine_config() -> EngineConfig:
         token_budget=TOKEN_BUDGET.value,
         max_prefill_rows=MAX_PREFILL_ROWS.value,
         max_model_len=MAX_MODEL_LEN.value,
+        deterministic=DETERMINISTIC.value,
         seed=common.SEED.value,
     )
 
@@ -98,6 +102,7 @@ def engine_sizes(engine: Engine) -> EngineModel:
         max_prefill_rows=sizes.max_prefill_rows,
         max_model_len=engine.max_model_len,
         prefix_cache=sizes.prefix_cache,
+        deterministic=sizes.deterministic,
         steps=StepModel(shapes=(), decode_sequence=0.0, decode_token=0.0, prefill_token=0.0, prefill_pair=0.0),
     )
 

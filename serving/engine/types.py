@@ -28,7 +28,7 @@ class EngineConfig:
             shape for prefill and one for decode, steps of one kind only, prompt chunks that end at multiples of
             `token_budget`, and tokens once emitted are computed by decode steps again; model/NOTES.md has the cost.
             Without it the order in which sums are rounded follows the load, so log-probabilities differ in their last
-            bits, and now and then a token does (in bfloat16, 2 requests of 8 that were measured).
+            bits, and in bfloat16 tokens do too (4 requests of 8 that were measured).
     """
 
     page_size: int = 64

@@ -42,6 +42,7 @@ class DryEngine:
             max_prefill_rows=model.max_prefill_rows,
             max_model_len=model.max_model_len,
             prefix_cache=model.prefix_cache,
+            deterministic=model.deterministic,
         )
         self._layout = KVLayout(
             num_layers=1, num_pages=model.num_pages, page_size=model.page_size, num_kv_heads=1, head_dim=1
@@ -78,7 +79,7 @@ class DryEngine:
         return StepWork(
             shape=(bucket.decode_rows, bucket.prefill_rows, bucket.prefill_tokens),
             decodes=len(plan.decodes),
-            decode_tokens=sum(len(sequence.tokens) for sequence in plan.decodes),
+            decode_tokens=sum(sequence.computed + 1 for sequence in plan.decodes),
             chunks=len(pieces),
             prefill_tokens=sum(end - begin for begin, end in pieces),
             prefill_pairs=sum(end * end - begin * begin for begin, end in pieces),
@@ -91,7 +92,7 @@ class DryEngine:
         """
         plan = self._plan
         # The last token of a prompt may be computed as a decode is; the token that comes of it is a first one.
-        if plan.prefills or not all(sequence.generated for sequence in plan.decodes):
+        if plan.prefills or not all(sequence.generated and sequence.pending == 1 for sequence in plan.decodes):
             return 1
         most = min(sequence.request.sampling.max_tokens - sequence.generated for sequence in plan.decodes)
         pages = sum(self._pages_to_grow(sequence, most) for sequence in plan.decodes)
@@ -99,7 +100,8 @@ class DryEngine:
 
     def complete(self, steps: int = 1) -> list[SequenceProgress]:
         """Completes the planned step and `steps - 1` more like it; what became of each request that got tokens."""
-        chosen = [(sequence, steps, steps) for sequence in self._plan.decodes]
+        # A sequence that computes tokens that it has emitted before generates none.
+        chosen = [(sequence, steps, steps if sequence.pending == 1 else 0) for sequence in self._plan.decodes]
         for sequence, _, _ in chosen:
             if grow := self._pages_to_grow(sequence, steps):
                 sequence.page_table.extend(self._scheduler.allocator.allocate(grow).pages)
@@ -112,7 +114,7 @@ class DryEngine:
         return [self._progress(sequence, generated) for sequence, _, generated in chosen if generated]
 
     def _pages_to_grow(self, sequence: Sequence, steps: int) -> int:
-        return self._layout.pages_for(len(sequence.tokens) + steps - 1) - sequence.page_table.length
+        return self._layout.pages_for(sequence.computed + steps) - sequence.page_table.length
 
     def _progress(self, sequence: Sequence, tokens: int) -> SequenceProgress:
         finished = sequence.generated >= sequence.request.sampling.max_tokens

@@ -86,6 +86,7 @@ class EngineModel:
     max_prefill_rows: int
     max_model_len: int
     prefix_cache: bool
+    deterministic: bool = False
     steps: StepModel
 
     def fits(self, input_tokens: int, output_tokens: int) -> bool:

@@ -67,10 +67,13 @@ def request_of(number: int, prompt: list[int], outputs: int) -> Request:
     return TraceRequest(id=str(number), arrival_s=float(number), output_tokens=outputs).with_prompt(prompt)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(("pages", "preempts"), [(64, False), (14, True)])
-def test_every_step_is_the_one_that_the_engine_computes(pages: int, preempts: bool) -> None:
-    model = engine_model(num_pages=pages)
-    sizes = EngineConfig(page_size=8, num_pages=pages, max_batch=4, token_budget=24, max_prefill_rows=2)
+def test_every_step_is_the_one_that_the_engine_computes(pages: int, preempts: bool, deterministic: bool) -> None:
+    model = engine_model(num_pages=pages, deterministic=deterministic)
+    sizes = EngineConfig(
+        page_size=8, num_pages=pages, max_batch=4, token_budget=24, max_prefill_rows=2, deterministic=deterministic
+    )
     engine, dry = build_engine(Transformer(TINY, nnx.Rngs(0)), sizes), DryEngine(model)
     rng = np.random.default_rng(pages)
     texts = rng.integers(3, 97, (6, 128))
