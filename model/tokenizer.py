@@ -37,7 +37,7 @@ class Tokenizer:
     """The tokenizer of one checkpoint.
 
     Attributes:
-        eos_ids: ids that end a text, from `generation_config.json`, else `config.json`, else `tokenizer_config.json`.
+        eos_ids: ids that end a text: all that `generation_config.json`, `config.json` and `tokenizer_config.json` name.
         vocab_size: number of token ids, special ones included.
         longest_token_bytes: no token spells more bytes of UTF-8.
     """
@@ -87,14 +87,16 @@ class Tokenizer:
         special = {
             name: _special_token(config.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
-        eos_ids: Any = None
-        for name in ("generation_config.json", "config.json"):
-            eos_ids = _read_json(folder / name).get("eos_token_id") if eos_ids is None else eos_ids
-        if eos_ids is None and special["eos_token"] is not None:
-            eos_ids = tokenizer.token_to_id(special["eos_token"])
+        # All of them: a fine-tune often changes one file and leaves the base model's token in the others.
+        named = [_read_json(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
+        if special["eos_token"] is not None:
+            named.append(tokenizer.token_to_id(special["eos_token"]))
+        eos_ids: dict[int, None] = {}
+        for ids in named:
+            eos_ids |= dict.fromkeys([ids] if isinstance(ids, int) else ids or ())
         return cls(
             tokenizer,
-            eos_ids=[eos_ids] if isinstance(eos_ids, int) else eos_ids or (),
+            eos_ids=tuple(eos_ids),
             chat_template=find_chat_template(folder, config),
             template_variables={name: token or "" for name, token in special.items()},
         )

@@ -225,10 +225,10 @@ def folder_with(path: pathlib.Path, **files) -> pathlib.Path:
 def test_a_folder_tells_its_eos_and_vocabulary(tmp_path):
     assert Tokenizer.from_folder(folder_with(tmp_path / "a")).eos_ids == (0,)
     config = {"eos_token_id": 5}
-    assert Tokenizer.from_folder(folder_with(tmp_path / "b", config__json=config)).eos_ids == (5,)
-    both = folder_with(tmp_path / "c", config__json=config, generation_config__json={"eos_token_id": [5, 6]})
+    assert Tokenizer.from_folder(folder_with(tmp_path / "b", config__json=config)).eos_ids == (5, 0)
+    both = folder_with(tmp_path / "c", config__json=config, generation_config__json={"eos_token_id": [6, 5]})
     tokenizer = Tokenizer.from_folder(both)
-    assert (tokenizer.eos_ids, tokenizer.vocab_size) == ((5, 6), 300)
+    assert (tokenizer.eos_ids, tokenizer.vocab_size) == ((6, 5, 0), 300)
 
 
 def test_chat_templates_from_either_file(tmp_path):
@@ -257,6 +257,30 @@ def test_the_template_of_our_own_models_reads_like_their_text(tmp_path):
     # The tokens of a prompt begin the tokens of the entry that it asks for, as they were in training.
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "topic while"}])
     assert tokenizer.encode("topic while\n\nThe statement.")[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("", '{"b": "é", "a": [1]}'),
+        ("ensure_ascii=true", '{"b": "\\u00e9", "a": [1]}'),
+        ("separators=(',', ':')", '{"b":"é","a":[1]}'),
+        ("sort_keys=true", '{"a": [1], "b": "é"}'),
+        ("indent=1", '{\n "b": "é",\n "a": [\n  1\n ]\n}'),
+    ],
+)
+def test_templates_write_json_as_transformers_lets_them(arguments, text):
+    template = ChatTemplate("{{ value | tojson(" + arguments + ") }}")
+    assert template.render([], {"value": {"b": "é", "a": [1]}}) == text
+
+
+def test_templates_may_mark_what_is_trained_on():
+    template = ChatTemplate(
+        "{% for m in messages %}{% generation %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}"
+        "{% endgeneration %}<end>{% endfor %}"
+    )
+    messages = [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "no"}]
+    assert template.render(messages) == "yes<end><end>"
 
 
 def test_templates_refuse_what_they_cannot_say():
