@@ -4,6 +4,8 @@ Types are strict: a number in quotes is an error, not a number. A field that wou
 supported is refused; any other unknown field is ignored.
 """
 
+import json
+import reprlib
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -257,10 +259,28 @@ class Message(BaseModel):
     content: _Content | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """Returns the message with its content as one string, which chat templates expect."""
+        """Returns the message as chat templates expect it: its content one string, arguments of tool calls objects."""
         parts = self.content
-        content = "".join(part.text for part in parts) if isinstance(parts, list) else parts or ""
-        return {**(self.model_extra or {}), "role": self.role, "content": content}
+        content = "\n".join(part.text for part in parts) if isinstance(parts, list) else parts or ""
+        extra = dict(self.model_extra or {})
+        if isinstance(calls := extra.get("tool_calls"), list):
+            extra["tool_calls"] = [_with_object_arguments(call) for call in calls]
+        return {**extra, "role": self.role, "content": content}
+
+
+def _with_object_arguments(call: Any) -> Any:
+    """OpenAI's API carries the arguments of a tool call as JSON text; templates iterate over them. Raises ApiError."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError) as error:
+        name = reprlib.repr(function.get("name"))
+        raise invalid(
+            f"`messages` has a tool call of {name} whose `arguments` are no JSON: {error}.", "messages"
+        ) from error
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 class ChatBody(GenerationBody):
