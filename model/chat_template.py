@@ -60,7 +60,7 @@ def _tojson(
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}` marks the assistant's text for training; a prompt has the text alone."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - what Jinja declares
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
