@@ -1,4 +1,4 @@
-"""Counts XLA compilations of this process, whoever caused them; after warm-up an engine must cause none."""
+"""Counts the XLA compilations of this process, by whatever code; after warm-up an engine must cause none."""
 
 import jax
 
@@ -16,5 +16,5 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def compiles() -> int:
-    """Compilations (persistent-cache hits included) since this module was imported."""
+    """Returns the number of compilations, hits of the persistent cache included, since the import of this module."""
     return _count

@@ -1,8 +1,12 @@
 """The engine: continuous batching over one paged model. Synchronous, single-threaded, and without a clock.
 
-Life of a request: `add` checks and queues it; each `step` computes one token of every decoding sequence and a chunk
-of the prompts behind them; the step that computes a prompt's last token yields the first `TokenEvent`, later steps
-one each, until a stop token or the length limit ends it. `abort` drops it between any two steps.
+Life of a request: `add` checks and queues the request. Each `step` computes one token of every decoding sequence and a
+chunk of the prompts behind them (in a deterministic engine, one or the other). The step that computes a prompt's last
+token yields the request's first `TokenEvent`, and each later step yields one more, until a stop token or the length
+limit ends the request. `abort` drops a request between any two steps. `generate` does all of that for a list of
+prompts.
+
+The engine logs to `serving.engine`: warm-up at INFO, refusals at WARNING, and what becomes of each request at DEBUG.
 """
 
 import concurrent.futures
@@ -16,7 +20,7 @@ import jax
 import numpy as np
 
 from kvcache.blocks import Namespace
-from model.sampling_params import SamplingParams
+from model.sampling_params import SamplingParams, SamplingParamsError
 from serving.engine.batch import step_inputs
 from serving.engine.buckets import bucket_of, buckets, rows_of
 from serving.engine.compiles import compiles
@@ -80,7 +84,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is waiting or running."""
+        """Whether any request is waiting or running, so that `step` has something to do."""
         return bool(self._scheduler.waiting or self._scheduler.running)
 
     def add(self, request: Request, emitted: Items[int] = ()) -> None:
@@ -129,7 +133,8 @@ class Engine:
 
         Raises:
             EngineError: other requests are open, or there is not one `sampling` for each prompt.
-            RequestRefusedError: a prompt that this engine can never serve, named by its index; none is served then.
+            RequestRefusedError: a prompt or its sampling that this engine can never serve, named by its index; none is
+                served.
         """
         if self.has_work:
             raise EngineError(
@@ -146,7 +151,7 @@ class Engine:
             request = Request(id=f"generate-{self._generate_calls}-{index}", prompt=tuple(prompt), sampling=params)
             try:
                 self.add(request)
-            except RequestRefusedError as error:
+            except (RequestRefusedError, SamplingParamsError) as error:
                 for request_id in events:
                     self.abort(request_id)
                 raise RequestRefusedError(f"prompts[{index}]: {error}") from error
@@ -159,7 +164,8 @@ class Engine:
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compiles every shape that a step can have, so that none is compiled while serving.
 
-        `progress(done, total)` is called after each.
+        Args:
+            progress: called with (shapes done, shapes in all) after each shape.
         """
         empty = StepPlan((), ())
         inputs = [step_inputs(empty, bucket, self._runner.layout, self._max_pages) for bucket in self._buckets]
@@ -175,7 +181,7 @@ class Engine:
         self._compiles = compiles()
 
     def step(self) -> list[TokenEvent]:
-        """Computes one step and returns the tokens that it generated; empty when there is nothing to do."""
+        """Computes one step and returns the tokens that the step generated; empty when there is nothing to do."""
         plan = self._scheduler.plan()
         if not plan:
             return []
@@ -194,7 +200,7 @@ class Engine:
         return [self._emit(sequence, sampled[row]) for row, sequence in choosing.items()]
 
     def stats(self) -> EngineStats:
-        """Gauges and counters."""
+        """Returns the gauges as they stand, and the counters since the engine was made."""
         scheduler, allocator = self._scheduler, self._scheduler.allocator
         return EngineStats(
             waiting=len(scheduler.waiting),
@@ -218,6 +224,7 @@ class Engine:
         return int.from_bytes(named[:8], "little") >> 1
 
     def _emit(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
+        """Appends a chosen token to its sequence, and finishes the sequence where the token ends it."""
         sequence.tokens.append(sampled.token)
         self._generated += 1
         reason = None

@@ -61,8 +61,9 @@ class StepRunner(Protocol):
         ...
 
     def insert(self, pages: Sequence[int], block: KVBlock) -> Array:
-        """Dispatches the write of `block` into `pages`. Returns `done`: host memory of `block` may change once it is
-        ready, and no sooner.
+        """Dispatches the write of `block` into `pages`, and returns `done`.
+
+        Host memory of `block` must stay as it is until `done.is_ready()` (`kvcache.moves.insert` says why).
         """
         ...
 
@@ -113,7 +114,7 @@ class ModelRunner:
         self._cache = moves.warm_up(self._cache, max_pages, num_layers)
 
     def step_temp_bytes(self, inputs: StepInputs, bucket: Bucket) -> int:
-        """Scratch memory of the compiled step; far below the pool's size, because the pool is never copied."""
+        """Returns the bytes of scratch memory of the compiled step: far below the pool's, which is never copied."""
         analysis = self._compiled(inputs, bucket).memory_analysis()
         if analysis is None:
             raise EngineError(f"backend {jax.default_backend()!r} does not report what a compiled step allocates.")
@@ -126,7 +127,11 @@ class ModelRunner:
 
 
 def kv_layout(config: ModelConfig, engine: EngineConfig, dtype: jnp.dtype | str, shards: int) -> KVLayout:
-    """Sizes the pool: `num_pages` if given, else what fits `kv_bytes`, else what fits the device's free memory."""
+    """Returns the sizes of the pool: `num_pages` if given, else what fits `kv_bytes`, else the devices' free memory.
+
+    Raises:
+        EngineError: that memory holds no page.
+    """
 
     def layout(num_pages: int) -> KVLayout:
         return KVLayout(
@@ -152,7 +157,7 @@ def kv_layout(config: ModelConfig, engine: EngineConfig, dtype: jnp.dtype | str,
 
 
 def _free_bytes() -> int:
-    """Free memory of the devices once the weights are loaded; a fixed figure where the backend reports none."""
+    """Returns the bytes that the devices have free beside the weights; a fixed figure where none is reported (CPU)."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if not all(stats):
         return _DEFAULT_KV_BYTES

@@ -1,4 +1,4 @@
-"""From logits on the device to chosen tokens on the host, whatever mixture of requests the rows hold."""
+"""Chooses tokens: from logits on the device to token ids on the host, each row by its own request's parameters."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,13 @@ _IDLE = SamplingParams(temperature=0.0)
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """One chosen token; log-probabilities only where the request asked for them."""
+    """One chosen token.
+
+    Attributes:
+        token: token id.
+        logprob: log-probability of the token under the model; `None` unless the request asked for log-probabilities.
+        top_logprobs: the most likely (token, log-probability) pairs, best first; as many as the request asked for.
+    """
 
     token: int
     logprob: float | None = None
@@ -23,7 +29,14 @@ class Sampled:
 
 
 class Sampler:
-    """Keeps the rows' parameters on the device while the batch stays the same."""
+    """Chooses a token for each row of a step.
+
+    The parameters of the rows stay on the device from step to step, until a row changes its sequence.
+
+    Args:
+        vocab_size: columns of the logits.
+        eos_ids: token ids that end a sequence; `min_tokens` holds these back.
+    """
 
     def __init__(self, vocab_size: int, eos_ids: frozenset[int]):
         self._vocab_size = vocab_size
@@ -33,7 +46,12 @@ class Sampler:
         self._batch: SamplingBatch | None = None
 
     def __call__(self, logits: Array, rows: Mapping[int, Sequence]) -> dict[int, Sampled]:
-        """Chooses a token for each of `rows` (row of `logits` [R, V] -> its sequence)."""
+        """Returns the chosen token of each of `rows`, and waits for the device.
+
+        Args:
+            logits: float32 [R, V].
+            rows: row of `logits` -> sequence whose next token the row chooses.
+        """
         width = logits.shape[0]
         batch = self._batch_of(rows, width)
         generated = np.zeros(width, np.int32)
@@ -41,7 +59,7 @@ class Sampler:
             generated[row] = sequence.generated
         params = [sequence.request.sampling for sequence in rows.values()]
         counts = self._counts(rows, width) if any(p.penalized for p in params) else None
-        # Penalised rows share the compiled variant with log-probabilities: one variant fewer to warm up.
+        # Penalised rows share the compiled variant that has log-probabilities, so that there is one less to warm up.
         detailed = counts is not None or any(p.logprobs is not None for p in params)
         samples = jax.device_get(
             sample(logits, batch, generated, counts, num_top_logprobs=self._top if detailed else None)
@@ -58,7 +76,7 @@ class Sampler:
         return result
 
     def warm_up(self, logits: Array) -> None:
-        """Compiles every variant for the shape of `logits`."""
+        """Compiles every variant for the shape of `logits` [R, V]: plain, with log-probabilities, with penalties."""
         width = logits.shape[0]
         batch = jax.device_put(SamplingBatch.from_params([], width, self._eos_ids))
         generated = np.zeros(width, np.int32)

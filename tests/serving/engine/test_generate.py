@@ -52,6 +52,9 @@ def test_generate_serves_all_prompts_or_none(engine: Engine) -> None:
     assert engine.generate([], GREEDY) == []
     with pytest.raises(RequestRefusedError, match=r"prompts\[1\]: prompt token 97 is outside the vocabulary"):
         engine.generate([(1, 2), (97,)], GREEDY)
+    outside = SamplingParams(stop_token_ids=(97,))
+    with pytest.raises(RequestRefusedError, match=r"prompts\[1\]: `stop_token_ids` is 97"):
+        engine.generate(prompts(2), [GREEDY, outside])
     with pytest.raises(RequestRefusedError, match=r"prompts\[0\]: the prompt has no tokens"):
         engine.generate([()], GREEDY)
     assert not engine.has_work

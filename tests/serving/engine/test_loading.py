@@ -43,7 +43,7 @@ class FakeLoader:
         self.keys.update(page_keys(prompt, PAGE, namespace.root()))
 
 
-def make(loader: FakeLoader, held: Items[Items[int]], num_pages: int = 32, **config: int) -> Scheduler:
+def make(loader: FakeLoader, held: Items[Items[int]], num_pages: int = 32, **config: int | bool) -> Scheduler:
     """Returns a scheduler and has `loader` hold the KV of each prompt in `held`."""
     layout = KVLayout(num_layers=1, num_pages=num_pages, page_size=PAGE, num_kv_heads=1, head_dim=4)
     sizes = {"page_size": PAGE, "max_batch": 4, "token_budget": 12}
@@ -196,3 +196,28 @@ def test_no_page_is_written_by_a_load_and_held_by_another(rng: np.random.Generat
     for name in alive:
         scheduler.abort(name)
     assert scheduler.allocator.available == 24
+
+
+def test_a_deterministic_engine_loads_and_keeps_whole_chunks_only() -> None:
+    loader = FakeLoader()
+    scheduler = make(loader, [range(20), range(50, 58)], deterministic=True)
+    scheduler.add(request("a chunk and more", range(22), max_tokens=1))
+    scheduler.add(request("less than a chunk", range(50, 60), max_tokens=1, arrival_s=1.0))
+    assert run_step(scheduler) == [("less than a chunk", 10)]
+    (load,) = loader.loads
+    assert len(load.keys) == 3
+    scheduler.loaded(load.sequence, 8)  # the chunk is short of a page: all of it is computed
+    assert run_step(scheduler) == [("a chunk and more", 12)]
+    assert run_step(scheduler) == [("a chunk and more", 10)]
+
+
+def test_a_deterministic_engine_resumes_by_decode_steps_behind_a_prompt_that_was_loaded() -> None:
+    loader = FakeLoader()
+    scheduler = make(loader, [range(24)], deterministic=True)
+    scheduler.add(request("resumed", range(24), max_tokens=5), emitted=(7, 8))
+    assert run_step(scheduler) == []
+    (load,) = loader.loads
+    scheduler.loaded(load.sequence, 24)
+    assert load.sequence.phase is SequencePhase.DECODE
+    assert [run_step(scheduler) for _ in range(4)] == [[("resumed", 1)]] * 4
+    assert not scheduler.running
