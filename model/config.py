@@ -216,7 +216,7 @@ def _from_hf_dict(hf: Mapping[str, Any]) -> ModelConfig:
         intermediate_size=hf["intermediate_size"],
         rms_norm_eps=hf.get("rms_norm_eps", 1e-5 if model_type == "mixtral" else 1e-6),
         rope=_rope(hf),
-        max_position_embeddings=hf.get("max_position_embeddings", 2048),
+        max_position_embeddings=_max_positions(hf),
         tie_embeddings=hf.get("tie_word_embeddings", False),
         qkv_bias=bias or model_type == "qwen2",
         output_bias=bias,
@@ -270,6 +270,18 @@ def _rope(hf: Mapping[str, Any]) -> RopeConfig:
     if kind != "linear":
         given["original_max_position_embeddings"] = original
     return RopeConfig(theta=float(theta), kind=kind, factor=float(factor), **given)
+
+
+def _max_positions(hf: Mapping[str, Any]) -> int:
+    """Positions that the model takes: with YaRN, `factor` times those that it was trained with.
+
+    Qwen's recipe for long contexts adds `rope_scaling` alone and leaves `max_position_embeddings` unscaled.
+    """
+    positions = hf.get("max_position_embeddings", 2048)
+    rope = _rope(hf)
+    if rope.kind != "yarn":
+        return positions
+    return max(positions, round(rope.original_max_position_embeddings * rope.factor))
 
 
 def _window_fields(hf: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def run_halfmoon(folder: str, workload: Workload, deterministic: bool = False) -
         # What the prefix cache leaves of all prompts, at most a page of each, fits one step: after it all decode.
         token_budget=page_size * -(-max(workload.prefill, largest * page_size) // page_size),
         max_prefill_rows=largest,
-        max_model_len=longest,
+        max_model_len=min(longest, model.config.max_position_embeddings),
         deterministic=deterministic,
     )
     engine = build_engine(model, settings, mesh=mesh)

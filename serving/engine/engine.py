@@ -49,6 +49,9 @@ class Engine:
         eos_ids: token ids that end a sequence.
         namespace: what the keys of KV stand for; layout and dtype are the runner's. `None` leaves model, revision and
             tokenizer without a name, which is enough while KV stays in this engine.
+
+    Raises:
+        EngineError: `config.max_model_len` is more than the model takes.
     """
 
     def __init__(
@@ -60,7 +63,12 @@ class Engine:
         namespace: Namespace | None = None,
     ):
         longest = runner.config.max_position_embeddings
-        self.max_model_len = min(config.max_model_len or longest, longest)
+        self.max_model_len = config.max_model_len or longest
+        if self.max_model_len > longest:
+            raise EngineError(
+                f"`max_model_len` is {self.max_model_len}, and the model takes {longest} tokens (its "
+                "`max_position_embeddings`, with RoPE scaling); lower it, or scale RoPE in the model's config."
+            )
         self._runner = runner
         eos = frozenset(eos_ids)
         self._vocab_size = runner.config.vocab_size

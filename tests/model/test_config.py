@@ -25,6 +25,24 @@ def test_both_spellings_of_rope_are_the_same():
     assert ModelConfig.from_hf(old).rope == ModelConfig.from_hf(new).rope == expected
 
 
+@pytest.mark.parametrize(
+    ("scaling", "positions"),
+    [
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}, 131_072),  # Qwen's recipe
+        ({"type": "yarn", "factor": 4.0}, 131_072),
+        ({"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096}, 32_768),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}, 32_768),
+        (None, 32_768),
+    ],
+)
+def test_yarn_scales_the_context(scaling: dict | None, positions: int):
+    more = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if scaling and "rope_type" in scaling else {}
+    hf = LLAMA | {"max_position_embeddings": 32_768, "rope_scaling": scaling and scaling | more}
+    config = ModelConfig.from_hf({name: value for name, value in hf.items() if name != "rope_parameters"})
+    assert config.max_position_embeddings == positions
+    assert ModelConfig.from_hf(config.to_hf()) == config
+
+
 def test_an_unsupported_model_type_is_refused_with_those_supported():
     with pytest.raises(UnsupportedModelError, match="'gpt2' is not supported; supported: llama, mistral, qwen2"):
         ModelConfig.from_hf({"model_type": "gpt2"})

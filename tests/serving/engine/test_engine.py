@@ -12,7 +12,7 @@ from model.kernels.paged_attention import cpu_library
 from model.sampling import SamplingParams
 from model.sharding import MeshError, parse_mesh
 from model.transformer import Transformer, causal_attend
-from serving.engine import RequestRefusedError, TokenEvent
+from serving.engine import EngineError, RequestRefusedError, TokenEvent
 from serving.engine.batch import step_inputs
 from serving.engine.buckets import Bucket
 from serving.engine.build import build_engine
@@ -126,6 +126,13 @@ def test_a_mesh_and_a_dtype_change_what_keys_stand_for(model: Transformer) -> No
 def test_a_mesh_that_does_not_divide_the_heads_is_refused(model: Transformer) -> None:
     with pytest.raises(MeshError, match=r"over 4 devices does not divide 2 \(KV heads\)"):
         build_engine(model, SIZES, mesh=parse_mesh("tp:4"))
+
+
+def test_a_length_that_the_model_does_not_take_is_refused(model: Transformer) -> None:
+    longest = model.config.max_position_embeddings
+    assert make(model, max_model_len=longest).max_model_len == longest
+    with pytest.raises(EngineError, match=f"`max_model_len` is {longest + 1}, and the model takes {longest} tokens"):
+        make(model, max_model_len=longest + 1)
 
 
 def test_sampled_tokens_depend_on_the_seed_alone(model: Transformer) -> None:
