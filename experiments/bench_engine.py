@@ -12,11 +12,13 @@ of many lengths and counts the tokens of both.
 
 from absl import app, flags
 
-from experiments.common import flags as common
-from experiments.common import results
 from experiments.common.engine_speed import BenchmarkError, Workload, run_benchmark
+from experiments.common.flags import define_integers
 from experiments.common.mesh_flags import MESH
 from experiments.common.process import with_huge_pages
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from model.checkpoints import CheckpointError
 from model.config import ConfigError
 from model.presets import PRESETS
@@ -32,22 +34,19 @@ PEER = flags.DEFINE_multi_enum(
     ["deterministic", "transformers", "vllm"],
     "Engines to run beside ours; may be repeated. deterministic: ours in its deterministic mode, and one test more.",
 )
-BATCHES = common.define_integers("batches", [1, 8, 32], "Batch sizes for decode.")
-CONTEXTS = common.define_integers("contexts", [512, 2048], "Context lengths in tokens for decode.")
+BATCHES = define_integers("batches", [1, 8, 32], "Batch sizes for decode.")
+CONTEXTS = define_integers("contexts", [512, 2048], "Context lengths in tokens for decode.")
 PREFILL = flags.DEFINE_integer("prefill", 512, "Prompt tokens for prefill; a power of 2 is not padded.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 16, "Decode steps per measurement.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements; the median is reported.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 1, "CPU cores that each engine may use.", lower_bound=1)
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+def main() -> None:
     if MODEL.value and SHAPE.value:
         raise app.UsageError("--model has a shape of its own; leave --shape out.")
     with_huge_pages()
-    out = common.out_folder("bench_engine")
-    meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
+    out, meta = start_result()
     workload = Workload(
         dtype=DTYPE.value,
         batches=tuple(BATCHES.value),
@@ -56,18 +55,15 @@ def main(argv: list[str]) -> None:
         steps=STEPS.value,
         repeats=REPEATS.value,
         cores=CORES.value,
-        seed=common.SEED.value,
+        seed=SEED.value,
         shape=SHAPE.value or (None if MODEL.value else "bench-58m"),
         mesh=MESH.value,
         mixed="deterministic" in PEER.value,
     )
-    try:
-        rows = run_benchmark(workload, MODEL.value, PEER.value)
-    except (BenchmarkError, CheckpointError, ConfigError, EngineError, FileNotFoundError, MeshError) as error:
-        raise SystemExit(str(error)) from error
-    results.print_table(rows, title=f"engine speed, {DTYPE.value}, {CORES.value} core(s)")
-    results.write_result(out, meta, rows)
+    rows = run_benchmark(workload, MODEL.value, PEER.value)
+    print_table(rows, title=f"engine speed, {DTYPE.value}, {CORES.value} core(s)")
+    write_result(out, meta, rows)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, BenchmarkError, CheckpointError, ConfigError, EngineError, FileNotFoundError, MeshError)

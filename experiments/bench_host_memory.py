@@ -10,14 +10,16 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
-from experiments.common import flags as common
-from experiments.common import results
+from experiments.common.flags import define_integers
 from experiments.common.process import with_huge_pages
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
 
-BLOCKS = common.define_integers("block_mib", [1, 16, 256], "Sizes of a block in MiB.")
+BLOCKS = define_integers("block_mib", [1, 16, 256], "Sizes of a block in MiB.")
 REPEATS = flags.DEFINE_integer("repeats", 7, "Measurements; the median is reported.", lower_bound=1)
 
 
@@ -30,12 +32,9 @@ def _gib_s(block: jax.Array, where: jax.sharding.Sharding) -> float:
     return block.nbytes / statistics.median(times[1:]) / 2**30
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+def main() -> None:
     with_huge_pages()
-    out = common.out_folder("bench_host_memory")
-    meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
+    out, meta = start_result()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     host, device = (device.with_memory_kind(kind) for kind in ("pinned_host", "device"))
     rows = []
@@ -45,9 +44,9 @@ def main(argv: list[str]) -> None:
         for direction, block, where in (("put", on_device, host), ("get", on_host, device)):
             row = {"tier": "pinned_host", "direction": direction, "block_bytes": block.nbytes}
             rows.append(row | {"gib_s": _gib_s(block, where)})
-    results.print_table(rows, title=f"{jax.devices()[0].device_kind} and its host")
-    results.write_result(out, meta, rows)
+    print_table(rows, title=f"{jax.devices()[0].device_kind} and its host")
+    write_result(out, meta, rows)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

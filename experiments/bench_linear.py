@@ -11,19 +11,21 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
-from experiments.common import flags as common
-from experiments.common import results
+from experiments.common.flags import define_integers
 from experiments.common.process import with_huge_pages
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from model.kernels.linear import IMPLEMENTATIONS, linear
 from model.presets import preset
 from model.transformer import Transformer, split
 
 MODEL = flags.DEFINE_string("model", "bench-58m", "Preset whose weights are read.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights and of x.")
-ROWS = common.define_integers("rows", [1, 2, 4, 8, 16, 32, 64, 128, 512], "Rows of x.")
+ROWS = define_integers("rows", [1, 2, 4, 8, 16, 32, 64, 128, 512], "Rows of x.")
 REPEATS = flags.DEFINE_integer("repeats", 20, "Measurements; the median is reported.", lower_bound=1)
 
 
@@ -41,13 +43,10 @@ def _cpu_seconds(inputs: dict[int, jax.Array], weights: list[jax.Array], impleme
     return statistics.median(seconds[2:])
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+def main() -> None:
     with_huge_pages()
-    out = common.out_folder("bench_linear")
-    meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
-    model = Transformer(preset(MODEL.value), nnx.Rngs(common.SEED.value), DTYPE.value)
+    out, meta = start_result()
+    model = Transformer(preset(MODEL.value), nnx.Rngs(SEED.value), DTYPE.value)
     # The embedding is looked up, not multiplied.
     weights = [leaf for leaf in split(model)[1] if leaf.ndim == 2 and leaf is not model.embed_tokens.weight[...]]
     gigabytes = sum(weight.nbytes for weight in weights) / 1e9
@@ -58,9 +57,9 @@ def main(argv: list[str]) -> None:
         for name, took in seconds.items():
             row = {"implementation": name, "dtype": DTYPE.value, "rows": count, "time_ms": took * 1e3}
             rows.append(row | {"gb_s": gigabytes / took, "ratio_to_xla": seconds["xla"] / took})
-    results.print_table(rows, title=f"linear, all weights of {MODEL.value} ({gigabytes:.3f} GB)")
-    results.write_result(out, meta, rows)
+    print_table(rows, title=f"linear, all weights of {MODEL.value} ({gigabytes:.3f} GB)")
+    write_result(out, meta, rows)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

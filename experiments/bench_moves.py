@@ -15,14 +15,16 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common import flags as common
-from experiments.common import results
+from experiments.common.flags import define_integers
 from experiments.common.process import with_huge_pages
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from kvcache import moves
 from kvcache.layout import KVLayout
 from kvcache.paged_cache import PagedKVCache
 
-BLOCKS = common.define_integers("block_mib", [1, 4, 16], "Sizes of a block in MiB; a page of float32 has 1 MiB.")
+BLOCKS = define_integers("block_mib", [1, 4, 16], "Sizes of a block in MiB; a page of float32 has 1 MiB.")
 POOL_MIB = flags.DEFINE_integer("pool_mib", 512, "Size of the pool in MiB.", lower_bound=64)
 KV_DTYPE = flags.DEFINE_enum("kv_dtype", "float32", ["float32", "bfloat16"], "Dtype of the pool.")
 REPEATS = flags.DEFINE_integer("repeats", 100, "Measurements; least and median are reported.", lower_bound=1)
@@ -42,7 +44,7 @@ class _Bench:
 
     def __init__(self, layout: KVLayout, pages: int) -> None:
         self._cache = PagedKVCache.create(layout, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        rng = np.random.default_rng(common.SEED.value)
+        rng = np.random.default_rng(SEED.value)
         self._pages = rng.permutation(layout.num_pages)[:pages].tolist()
         self._layers = range(layout.num_layers)
         block = moves.extract(self._cache, self._pages, self._layers).to_host()
@@ -63,12 +65,9 @@ class _Bench:
         jax.block_until_ready(done)
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+def main() -> None:
     with_huge_pages()
-    out = common.out_folder("bench_moves")
-    meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
+    out, meta = start_result()
     sizes = KVLayout(num_layers=8, num_pages=1, page_size=64, num_kv_heads=4, head_dim=64, dtype=KV_DTYPE.value)
     layout = dataclasses.replace(sizes, num_pages=(POOL_MIB.value << 20) // sizes.page_bytes)
     rows = []
@@ -82,9 +81,9 @@ def main(argv: list[str]) -> None:
             times = _times(work)
             row = {"move": move, "block_bytes": pages * layout.page_bytes} | times
             rows.append(row | {"memcpy_least_s": copied["least_s"], "per_memcpy": times["least_s"] / copied["least_s"]})
-    results.print_table(rows, title=f"blocks of {layout.dtype} KV, {jax.devices()[0].device_kind}")
-    results.write_result(out, meta, rows)
+    print_table(rows, title=f"blocks of {layout.dtype} KV, {jax.devices()[0].device_kind}")
+    write_result(out, meta, rows)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

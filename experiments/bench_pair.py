@@ -7,26 +7,26 @@ nothing about a pair, and is there to try the command.
 """
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from experiments.common import flags as common
-from experiments.common import pair_speed, results
+from experiments.common import pair_speed
+from experiments.common.flags import define_integers
 from experiments.common.process import with_huge_pages
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
 from model.presets import PRESETS
 
 SHAPE = flags.DEFINE_enum("shape", "llama3-8b", sorted(PRESETS), "Whose layers.")
 LAYERS = flags.DEFINE_integer("layers", 8, "How many of them.", lower_bound=1)
-BATCHES = common.define_integers("batches", [1, 8], "Batch sizes.")
-CONTEXTS = common.define_integers("contexts", [4096], "Tokens of KV of each row.")
+BATCHES = define_integers("batches", [1, 8], "Batch sizes.")
+CONTEXTS = define_integers("contexts", [4096], "Tokens of KV of each row.")
 REPEATS = flags.DEFINE_integer("repeats", 7, "Measurements; the median is reported.", lower_bound=1)
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+def main() -> None:
     with_huge_pages()
-    out = common.out_folder("bench_pair")
-    meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
+    out, meta = start_result()
     device, host = jax.devices()[0], jax.devices("cpu")[-1]
     pairs = [pair_speed.Pair(device, device), pair_speed.Pair(device, host)]
     rows = [
@@ -35,9 +35,9 @@ def main(argv: list[str]) -> None:
         for context in CONTEXTS.value
         for pair in pairs
     ]
-    results.print_table(rows, title=f"decode of {LAYERS.value} layers of {SHAPE.value}")
-    results.write_result(out, meta, rows)
+    print_table(rows, title=f"decode of {LAYERS.value} layers of {SHAPE.value}")
+    write_result(out, meta, rows)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

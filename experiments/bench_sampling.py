@@ -7,15 +7,16 @@ Both sides of a ratio are timed in the same run, in turns; each time is the medi
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from model.sampling import SamplingBatch, SamplingParams, sample
 
 _ROWS = flags.DEFINE_multi_integer("rows", [1, 32], "Rows of the batch.", lower_bound=1)
@@ -74,10 +75,8 @@ def _measure(rows: int, vocab: int, name: str, params: SamplingParams) -> dict[s
     return {"case": name, "rows": rows, "vocab": vocab} | times
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
-    meta = start_meta({"repeats": _REPEATS.value}, SEED.value)
-    out = out_folder("bench_sampling")
+def main() -> None:
+    out, meta = start_result()
     shapes = [(rows, vocab) for rows in _ROWS.value for vocab in _VOCAB.value]
     results = [_measure(*shape, name, params) for shape in shapes for name, params in _CASES.items()]
     print_table(results, title="One sampling step")
@@ -85,4 +84,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

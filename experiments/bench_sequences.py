@@ -9,15 +9,16 @@ not; the fastest of the repeats is shown. With an accelerator seconds are those 
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from gan import surrogate
 from gan.baselines import METHODS
 from gan.problems import Problem, problem
@@ -91,12 +92,8 @@ def _row(case: Case) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
-    out = out_folder("bench_sequences")
-    config = {"lengths": _LENGTH.value, "batch": _BATCH.value, "repeats": _REPEATS.value, "budget": _BUDGET.value}
-    meta = start_meta(config, SEED.value)
+def main() -> None:
+    out, meta = start_result()
     rows = [_row(case) for length in _LENGTH.value for case in _pulse_compression(length)]
     rows += [_row(case) for case in _others()]
     if _BUDGET.value:
@@ -107,4 +104,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -13,14 +13,14 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 
 TRACE = flags.DEFINE_string("trace", None, "A real trace to simulate as well.")
 REQUESTS = flags.DEFINE_multi_integer("requests", [100_000, 1_000_000], "Of the synthetic traces.", lower_bound=100)
@@ -69,11 +69,8 @@ def _row(out: pathlib.Path, trace: pathlib.Path, requests: int | None, instances
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; all settings are flags.")
-    out = out_folder("bench_simulator")
-    meta = start_meta(flags.FLAGS.flag_values_dict(), SEED.value)
+def main() -> None:
+    out, meta = start_result()
     synthetic = out / "synthetic.jsonl"
     # More than enough: a conversation has 4 turns only on average.
     sessions = round(max(REQUESTS.value) / _TURNS * 1.1) + 50
@@ -91,4 +88,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -11,8 +11,9 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
 from kvcache.eviction import POLICIES
 from serving.simulator.errors import SimulatorError
 from serving.simulator.hit_rates import OPTIMUM, named_policy, replay_hits
@@ -106,17 +107,11 @@ def _run(trace: Trace, out: pathlib.Path, meta: dict[str, Any]) -> None:
     write_result(out, meta, rows, {"block_references": references, "best_online": _best_online(rows)})
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
-    out = out_folder("cache_capacity")
-    config = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}
-    try:
-        trace = read_trace(TRACE.value, start=START.value, limit=LIMIT.value)
-        _run(trace, out, start_meta(config, SEED.value))
-    except (TraceError, SimulatorError) as error:
-        raise app.UsageError(str(error)) from error
+def main() -> None:
+    out, meta = start_result()
+    trace = read_trace(TRACE.value, start=START.value, limit=LIMIT.value)
+    _run(trace, out, meta)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, TraceError, SimulatorError)

@@ -10,36 +10,33 @@ fit whose errors are printed; what is written was fitted to all of them. KV tran
 NIC and SSD are what the flags say.
 """
 
-from collections.abc import Sequence
+from absl import flags
 
-from absl import app, flags
-
-from experiments.common import engine_flags, results
-from experiments.common import flags as common
+from experiments.common import engine_flags
 from experiments.common.engine_calibration import calibrate
 from experiments.common.process import with_huge_pages
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
 from serving.simulator.performance import write_performance
 
 REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each scenario; medians count.", lower_bound=1)
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     with_huge_pages()
     engine_flags.pin()
-    out = common.out_folder("calibrate")
-    meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
+    out, meta = start_result()
     engine, options = engine_flags.make_engine(REPEATS.value)
     calibration = calibrate(engine, engine_flags.engine_sizes(engine), options)
     path = out / "calibration.json"
     made_by = {name: meta[name] for name in ("command", "machine", "versions", "started_at")}
     write_performance(path, calibration.performance, made_by)
-    results.print_table(calibration.rows, f"{options.source}; written to {path}")
+    print_table(calibration.rows, f"{options.source}; written to {path}")
     errors = [{"relative error of": name} | numbers for name, numbers in calibration.errors.items()]
-    results.print_table(errors)
-    results.write_result(out, meta, calibration.rows, {"errors": calibration.errors})
+    print_table(errors)
+    write_result(out, meta, calibration.rows, {"errors": calibration.errors})
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -10,8 +10,8 @@ import shutil
 from absl import app, flags
 
 from experiments.common import mesh_flags, model_flags
-from experiments.common.flags import SEED
-from experiments.common.results import print_table
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from model.checkpoints import CheckpointError, load, save, save_hf
 from model.config import ConfigError
 from model.sharding import MeshError
@@ -35,20 +35,15 @@ COMPANIONS = (
 )
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+def main() -> None:
     source, target = pathlib.Path(SOURCE.value), pathlib.Path(TARGET.value)
     if target.exists() and any(target.iterdir()):
-        raise SystemExit(f"`--target={target}` is not empty. Name a new folder.")
-    try:
-        config, model = load(SOURCE.value, mesh_flags.flagged_mesh(), model_flags.DTYPE.value, SEED.value)
-        if TO.value == "hf":
-            save_hf(target, model)
-        else:
-            save(target, model)
-    except (CheckpointError, ConfigError, MeshError) as error:
-        raise SystemExit(str(error)) from error
+        raise app.UsageError(f"--target={target} is not empty. Name a new folder.")
+    config, model = load(SOURCE.value, mesh_flags.flagged_mesh(), model_flags.DTYPE.value, SEED.value)
+    if TO.value == "hf":
+        save_hf(target, model)
+    else:
+        save(target, model)
     copied = [name for name in COMPANIONS if (source / name).exists()]
     for name in copied:
         shutil.copyfile(source / name, target / name)
@@ -58,4 +53,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, CheckpointError, ConfigError, MeshError)

@@ -9,20 +9,20 @@ requests of the trace when they are due, and ends with a table, `result.json`, `
 
 import pathlib
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import Any
 
 import httpx
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 from experiments.common.assets import DEMO_MODEL, DEMO_TRACE, demo_text
-from experiments.common.flags import SEED, out_folder
 from experiments.common.replay_report import report_replay
 from experiments.common.replaying import ReplayPlan, run_replay
-from experiments.common.results import start_meta
+from experiments.common.results import start_result
+from experiments.common.script import SEED, run
 from experiments.common.server_process import ServerDiedError, ServerProcess
 from serving.replay import ReplayError
 from serving.workload.errors import TraceError
@@ -72,9 +72,8 @@ def _samples(url: str, console: Console) -> None:
     console.print()
 
 
-def _demonstrate(out: pathlib.Path, console: Console) -> None:
+def _demonstrate(out: pathlib.Path, meta: Mapping[str, Any], console: Console) -> None:
     started_cpu_s = time.process_time()
-    meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}, SEED.value)
     trace = read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value)
     console.print("Starting the server: the first time, it compiles every step that it may need ...")
     with ServerProcess(DEMO_MODEL, out / "server.log", *_SERVER_FLAGS, on_output=_starting(console)) as server:
@@ -103,18 +102,16 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)  # so that the server is ended on the way out
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
-    out = out_folder("demo")
+    out, meta = start_result()
     try:
-        _demonstrate(out, Console())
+        _demonstrate(out, meta, Console())
     except KeyboardInterrupt:
         raise SystemExit("Interrupted; the server was stopped.") from None
-    except (TraceError, ServerDiedError) as error:
+    except ServerDiedError as error:
         raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, TraceError)

@@ -9,17 +9,19 @@ any other Hugging Face folder is scored on the held-out documents of this Python
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
 
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, out_folder
-from experiments.common.mesh_flags import MESH, flagged_mesh
+from experiments.common.mesh_flags import flagged_mesh
 from experiments.common.model_flags import DTYPE
-from experiments.common.results import print_table, start_meta, write_result
-from model.checkpoints import load_hf
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
+from model.checkpoints import CheckpointError, load_hf
+from model.config import ConfigError
+from model.sharding import MeshError
 from model.tokenizer import Tokenizer
 from model.training.corpus import Document, is_held_out, read_corpus
 from model.training.evaluate import evaluate
@@ -46,10 +48,8 @@ def _documents(checkpoint: str) -> tuple[list[Document], dict[int, float], str]:
     return [document for document in read_corpus() if is_held_out(document)], {}, "held out, of this Python"
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
-    meta = start_meta({"checkpoint": _CHECKPOINT.value, "dtype": DTYPE.value, "mesh": MESH.value}, SEED.value)
-    out = out_folder("eval_lm")
+def main() -> None:
+    out, meta = start_result()
     mesh = flagged_mesh()
     config, model = load_hf(_CHECKPOINT.value, mesh, jnp.dtype(DTYPE.value))
     tokenizer = Tokenizer.from_folder(_CHECKPOINT.value)
@@ -64,4 +64,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, CheckpointError, ConfigError, MeshError, FileNotFoundError)

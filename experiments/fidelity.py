@@ -15,14 +15,16 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
-from experiments.common import engine_flags, results
-from experiments.common import flags as common
+from experiments.common import engine_flags
 from experiments.common.engine_calibration import CalibrationOptions, calibrate
 from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples
 from experiments.common.process import with_huge_pages
+from experiments.common.results import flat, start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from serving.conductor import ConductorConfig
 from serving.engine.engine import Engine
 from serving.simulator.calibration import StepSample, errors
@@ -67,9 +69,7 @@ class SimulatedEngine:
 
 def _traces() -> tuple[Trace | None, Trace]:
     """The slice to calibrate on, if one is wanted, and the slice to compare."""
-    trace = read_trace(
-        TRACE.value, start=START.value, speed=SPEED.value, jitter_s=JITTER_S.value, seed=common.SEED.value
-    )
+    trace = read_trace(TRACE.value, start=START.value, speed=SPEED.value, jitter_s=JITTER_S.value, seed=SEED.value)
     trace = fitting(shrink(trace, SHRINK.value, SHRINK_OUTPUTS.value), engine_flags.MAX_MODEL_LEN.value)
     first = 0 if CALIBRATION.value else CALIBRATION_REQUESTS.value
     return part(trace, 0, first) if first else None, part(trace, first, REQUESTS.value)
@@ -121,7 +121,7 @@ def _median(runs: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, A
 
 def _simulate(performance: Performance, trace: Trace) -> dict[str, Any]:
     """Median totals over seeds of how steps scatter."""
-    runs = (SimulatedEngine(performance, common.SEED.value + run).serve(trace) for run in range(RUNS.value))
+    runs = (SimulatedEngine(performance, SEED.value + run).serve(trace) for run in range(RUNS.value))
     return _median([_summary(outcomes) for outcomes in runs])[0]
 
 
@@ -129,7 +129,7 @@ def _serve_live(engine: Engine, model: EngineModel, trace: Trace) -> tuple[dict[
     """Totals of one run, its steps on the chosen clock, and wall over CPU seconds of those."""
     with tqdm(total=len(trace.requests), desc="live", unit="request") as bar:
         live = LiveEngine(
-            engine, CLOCKS[engine_flags.CLOCK.value], seed=common.SEED.value, progress=lambda n: bar.update(n - bar.n)
+            engine, CLOCKS[engine_flags.CLOCK.value], seed=SEED.value, progress=lambda n: bar.update(n - bar.n)
         )
         outcomes = live.serve(trace)
     samples = step_samples(DryEngine(model), live.steps, engine_flags.CLOCK.value)
@@ -137,32 +137,26 @@ def _serve_live(engine: Engine, model: EngineModel, trace: Trace) -> tuple[dict[
     return _summary(outcomes), samples, disturbance
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     with_huge_pages()
     engine_flags.pin()
-    out = common.out_folder("fidelity")
-    meta = results.start_meta(flags.FLAGS.flag_values_dict(), common.SEED.value)
-    try:
-        calibration_trace, trace = _traces()
-        engine, options = engine_flags.make_engine(repeats=2)
-        performance = _performance(engine, options, calibration_trace)
-        write_performance(out / "calibration.json", performance)
-        model = performance.engine
-        assert model is not None
-        runs = [_serve_live(engine, model, trace) for _ in range(RUNS.value)]
-        samples = [sample for _, steps, _ in runs for sample in steps]
-        predicted = [model.steps.seconds(sample.work) for sample in samples]
-        expected_s = sum(model.steps.mean_s(sample.work) for sample in samples)
-        step_speed = sum(sample.seconds for sample in samples) / expected_s
-        live, spread = _median([summary for summary, _, _ in runs])
-        simulated = _simulate(performance, trace)
-        at_speed = _simulate(_scaled(performance, step_speed), trace)
-    except (TraceError, SimulatorError) as error:
-        raise app.UsageError(str(error)) from error
+    out, meta = start_result()
+    calibration_trace, trace = _traces()
+    engine, options = engine_flags.make_engine(repeats=2)
+    performance = _performance(engine, options, calibration_trace)
+    write_performance(out / "calibration.json", performance)
+    model = performance.engine
+    assert model is not None
+    runs = [_serve_live(engine, model, trace) for _ in range(RUNS.value)]
+    samples = [sample for _, steps, _ in runs for sample in steps]
+    predicted = [model.steps.seconds(sample.work) for sample in samples]
+    expected_s = sum(model.steps.mean_s(sample.work) for sample in samples)
+    step_speed = sum(sample.seconds for sample in samples) / expected_s
+    live, spread = _median([summary for summary, _, _ in runs])
+    simulated = _simulate(performance, trace)
+    at_speed = _simulate(_scaled(performance, step_speed), trace)
     rows = fidelity_rows(live, simulated)
-    spreads = results.flat(spread)
+    spreads = flat(spread)
     for row, scaled in zip(rows, fidelity_rows(live, at_speed), strict=True):
         row |= {"spread": spreads[row["metric"]], "error_at_speed": scaled["error"]}
     busy = sum(sample.seconds for sample in samples) / (RUNS.value * live["duration_s"])
@@ -177,10 +171,10 @@ def main(argv: Sequence[str]) -> None:
         "wall_over_cpu": statistics.median(disturbance for _, _, disturbance in runs),
         "compiles_after_warm_up": engine.stats().compiles_after_warm_up,
     }
-    results.print_table(rows, f"{trace.name}: {', '.join(trace.notes) or 'read as it is'}; {performance.source}")
-    results.print_table([notes])
-    results.write_result(out, meta, rows, notes)
+    print_table(rows, f"{trace.name}: {', '.join(trace.notes) or 'read as it is'}; {performance.source}")
+    print_table([notes])
+    write_result(out, meta, rows, notes)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, TraceError, SimulatorError)

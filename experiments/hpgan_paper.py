@@ -11,9 +11,10 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, out_folder
 from experiments.common.plots import save_curves
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from gan import comparison, metrics, paper
 from gan.losses import LOSSES
 from gan.methods import METHODS
@@ -64,14 +65,11 @@ def _check() -> None:
             raise app.UsageError(f"--{flag.name}={unknown[0]} is unknown; it must be among {', '.join(known)}.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     _check()
     seeds = range(SEED.value, SEED.value + SEEDS.value)
     splits = [_split(text, SEED.value) for text in HELD_OUT.value] if "held_out" in PART.value else []
-    out = out_folder("hpgan_paper")
-    meta = start_meta({flag.name: flag.value for flag in (PART, SEEDS, BUDGET, HELD_OUT, HELD_OUT_BUDGET)}, SEED.value)
+    out, meta = start_result()
     items = paper.known_codes()
     totals: dict[str, Any] = {"searches": {}, "held_out": [], "ablation": []}
     if "searches" in PART.value:
@@ -101,4 +99,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

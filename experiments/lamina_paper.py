@@ -15,9 +15,10 @@ from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.errors import OffloadError
 from attention_offload.paper.setups import TRACES as PAPER_TRACES
 from attention_offload.paper.tables import NAMES, paper_table
-from experiments.common.flags import SEED, out_folder
 from experiments.common.plots import save_curves
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
 from papers.comparison import PaperTable
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
@@ -54,21 +55,12 @@ def _rows(name: str, table: PaperTable) -> Sequence[Mapping[str, Any]]:
     return [{"table": name} | dataclasses.asdict(comparison) for comparison in table.comparisons]
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; use --table=.")
-    out = out_folder("lamina_paper")
-    meta = start_meta({"table": TABLES.value, "traces": TRACES.value}, SEED.value)
+def main() -> None:
+    out, meta = start_result()
     rows, curves = [], []
-    try:
-        traces = _read_traces()
-    except (TraceError, OffloadError) as error:
-        raise app.UsageError(str(error)) from error
+    traces = _read_traces()
     for name in NAMES if TABLES.value == ["all"] else TABLES.value:
-        try:
-            table = paper_table(name, traces)
-        except OffloadError as error:
-            raise app.UsageError(str(error)) from error
+        table = paper_table(name, traces)
         rows += _rows(name, table)
         curves += table.curves
         print_table([dataclasses.asdict(comparison) for comparison in table.comparisons], table.title)
@@ -79,4 +71,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, TraceError, OffloadError)

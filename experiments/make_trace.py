@@ -7,10 +7,10 @@ The trace that ships with the project was made by the defaults:
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
-from experiments.common import flags as common
-from experiments.common import results
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from serving.workload.requests import Trace
 from serving.workload.synthetic import Lengths, chat, documents
 from serving.workload.traces import write_mooncake
@@ -34,7 +34,7 @@ ZIPF = flags.DEFINE_float("zipf", 0.8, "Popularity of the document of rank r is 
 
 def _trace() -> Trace:
     system, question = Lengths(SYSTEM.value, cv=0.5), Lengths(QUESTION.value, cv=1.0)
-    answer, seed = Lengths(ANSWER.value, cv=0.7), common.SEED.value
+    answer, seed = Lengths(ANSWER.value, cv=0.7), SEED.value
     if DOCUMENTS.value:
         return documents(
             SESSIONS.value,
@@ -58,8 +58,7 @@ def _trace() -> Trace:
     )
 
 
-def main(argv: list[str]) -> None:
-    del argv
+def main() -> None:
     trace = _trace()
     path = pathlib.Path(TRACE_OUT.value)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,8 +73,8 @@ def main(argv: list[str]) -> None:
         "mean_input_tokens": prompt_tokens / len(trace.requests),
         "unlimited_hit_rate": 1 - len(blocks) / references,
     }
-    results.print_table([row])
+    print_table([row])
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -10,8 +10,6 @@ Efficiencies are shares of the peaks of the device that was measured, and hold f
 measured stays as in the `a_priori` knobs.
 """
 
-from collections.abc import Sequence
-
 from absl import app, flags
 
 from attention_offload.costs.calibration import from_attention, from_engine, from_linear, write_knobs
@@ -19,8 +17,9 @@ from attention_offload.costs.knobs import A_PRIORI
 from attention_offload.costs.model_table import load_shape
 from attention_offload.devices import load_devices
 from attention_offload.errors import OffloadError
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
 
 DEVICE = flags.DEFINE_string("device", None, "What was measured, by its name in the device table.", required=True)
 DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
@@ -38,27 +37,21 @@ ENGINE = flags.DEFINE_string("engine", None, "calibration.json of calibrate; nee
 MODEL = flags.DEFINE_string("model", None, "What the engine ran: a preset, or the folder of a config.json.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     if not (LINEAR.value or ATTENTION.value or ENGINE.value):
         raise app.UsageError("Nothing was measured; give --linear=, --attention= or --engine=.")
     if ENGINE.value and not MODEL.value:
         raise app.UsageError("--engine= needs --model=: times mean nothing without the model that took them.")
-    out = out_folder("measured_knobs")
-    meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value)
-    try:
-        device = load_devices(extra=DEVICE_FILE.value)[DEVICE.value]
-        measured = []
-        if ENGINE.value and MODEL.value:
-            measured += from_engine(ENGINE.value, device, COUNT.value, load_shape(MODEL.value))
-        if LINEAR.value:
-            measured += from_linear(LINEAR.value, device, CORES.value)
-        if ATTENTION.value:
-            measured += from_attention(ATTENTION.value, device, CORES.value / (ATTENTION_CORES.value or CORES.value))
-        knobs = write_knobs(out / "knobs.json", measured)
-    except OffloadError as error:
-        raise app.UsageError(str(error)) from error
+    out, meta = start_result()
+    device = load_devices(extra=DEVICE_FILE.value)[DEVICE.value]
+    measured = []
+    if ENGINE.value and MODEL.value:
+        measured += from_engine(ENGINE.value, device, COUNT.value, load_shape(MODEL.value))
+    if LINEAR.value:
+        measured += from_linear(LINEAR.value, device, CORES.value)
+    if ATTENTION.value:
+        measured += from_attention(ATTENTION.value, device, CORES.value / (ATTENTION_CORES.value or CORES.value))
+    knobs = write_knobs(out / "knobs.json", measured)
     rows = [
         {"knob": one.knob, "a_priori": str(getattr(A_PRIORI, one.knob)), "measured": str(getattr(knobs, one.knob))}
         | {"source": one.source}
@@ -69,4 +62,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, OffloadError)

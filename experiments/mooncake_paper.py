@@ -6,13 +6,14 @@ Everything runs on models of A800 nodes, none of it on A800s. Rows whose traces 
 import dataclasses
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from papers.comparison import PaperTable, blocked
 from serving.simulator.paper import cache, hardware, latency, overload, roles
 from serving.workload.errors import TraceError
@@ -53,15 +54,9 @@ def _tables(path: pathlib.Path) -> dict[str, Callable[[], PaperTable]]:
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
-    out = out_folder("mooncake_paper")
-    meta = start_meta({"trace": TRACE.value, "table": TABLES.value, "seeds": SEEDS.value}, SEED.value)
-    try:
-        tables = _tables(pathlib.Path(TRACE.value))
-    except TraceError as error:
-        raise app.UsageError(str(error)) from error
+def main() -> None:
+    out, meta = start_result()
+    tables = _tables(pathlib.Path(TRACE.value))
     names = list(tables) if TABLES.value == ["all"] else TABLES.value
     if unknown := set(names) - set(tables):
         raise app.UsageError(f"No table {', '.join(sorted(unknown))}; known: {', '.join(tables)}.")
@@ -78,4 +73,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, TraceError)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from attention_offload.costs.knobs import KNOBS
@@ -19,8 +19,9 @@ from attention_offload.errors import OffloadError
 from attention_offload.paper.setups import TRACES
 from attention_offload.planner.economics import weigh
 from attention_offload.planner.goals import Goal
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
 
 MODELS = flags.DEFINE_list(
     "models", ["llama3-8b", "llama-65b", "llama3-70b", "qwen3-235b-a22b", "deepseek-v3"], "Presets or folders."
@@ -68,23 +69,17 @@ def _scenarios(table: DeviceTable) -> dict[str, Sequence[Device]]:
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
-    out = out_folder("offload_economics")
-    meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value)
-    try:
-        table = load_devices(PRICES.value, DEVICE_FILE.value)
-        devices = [table[name] for name in DEVICES.value]
-        today = [(model, trace, "the same devices", devices) for model in MODELS.value for trace in TRACES]
-        offers = _scenarios(table).items()
-        others = [(model, trace, *offer) for model in SCENARIO_MODELS.value for trace in TRACES for offer in offers]
-        rows = [
-            _row(model, trace, offer, devices, attention)
-            for model, trace, offer, attention in tqdm([*today, *others], desc="cases")
-        ]
-    except OffloadError as error:
-        raise app.UsageError(str(error)) from error
+def main() -> None:
+    out, meta = start_result()
+    table = load_devices(PRICES.value, DEVICE_FILE.value)
+    devices = [table[name] for name in DEVICES.value]
+    today = [(model, trace, "the same devices", devices) for model in MODELS.value for trace in TRACES]
+    offers = _scenarios(table).items()
+    others = [(model, trace, *offer) for model in SCENARIO_MODELS.value for trace in TRACES for offer in offers]
+    rows = [
+        _row(model, trace, offer, devices, attention)
+        for model, trace, offer, attention in tqdm([*today, *others], desc="cases")
+    ]
     where = f"{KNOB_PRESET.value} knobs, {PRICES.value} prices, TBT {TBT_SLO_S.value:g} s"
     print_table(rows[: len(today)], f"Attention on devices that anyone can rent; {where}")
     print_table(rows[len(today) :], "Attention on other devices")
@@ -94,4 +89,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, OffloadError)

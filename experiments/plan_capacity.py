@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from attention_offload.costs.model_table import load_shape
 from attention_offload.errors import OffloadError
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from model.config import UnsupportedModelError
 from serving.conductor import SLO, ConductorConfig
 from serving.conductor.admission import ADMISSIONS
@@ -81,29 +82,21 @@ def _node_types() -> list[NodeType]:
     return node_types
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
-    out = out_folder("plan_capacity")
-    meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value)
+def main() -> None:
+    out, meta = start_result()
     slo = SLO(TTFT_SLO_S.value, TBT_SLO_S.value)
     conductor = ConductorConfig(placement=PLACEMENT.value, admission=ADMISSION.value, slo=slo, seed=SEED.value)
-    try:
-        trace, node_types = read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), _node_types()
-        with tqdm(desc="simulated clusters", unit="") as bar:
+    trace, node_types = read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), _node_types()
+    with tqdm(desc="simulated clusters", unit="") as bar:
 
-            def tell(size: ClusterSize) -> None:
-                node_type = size.node_type
-                bar.set_postfix_str(f"{node_type.device} {size.prefill}P+{size.decode}D: {size.run.attainment:.1%}")
-                bar.update()
+        def tell(size: ClusterSize) -> None:
+            node_type = size.node_type
+            bar.set_postfix_str(f"{node_type.device} {size.prefill}P+{size.decode}D: {size.run.attainment:.1%}")
+            bar.update()
 
-            search = CapacitySearch(
-                trace, conductor, attainment=ATTAINMENT.value, max_nodes=MAX_NODES.value, progress=tell
-            )
-            best = search.cheapest(node_types)
-            cheaper = search.why_not_cheaper(best, node_types) if best else search.simulated
-    except (TraceError, SimulatorError, ConductorError, OffloadError, UnsupportedModelError) as error:
-        raise app.UsageError(str(error)) from error
+        search = CapacitySearch(trace, conductor, attainment=ATTAINMENT.value, max_nodes=MAX_NODES.value, progress=tell)
+        best = search.cheapest(node_types)
+        cheaper = search.why_not_cheaper(best, node_types) if best else search.simulated
     targets = f"{ATTAINMENT.value:.0%} of {trace.name} within TTFT {slo.ttft_s:g} s and TBT {slo.tbt_s:g} s"
     if best:
         print_table([size_row(best)], f"Cheapest for {targets}")
@@ -116,4 +109,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, TraceError, SimulatorError, ConductorError, OffloadError, UnsupportedModelError)

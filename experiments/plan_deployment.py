@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from attention_offload.costs.deployments import PARTITIONS
@@ -21,9 +21,10 @@ from attention_offload.devices import PRICE_BOOKS, load_devices
 from attention_offload.errors import OffloadError
 from attention_offload.planner.search import Plan, search
 from attention_offload.planner.space import Space
-from experiments.common.flags import SEED, out_folder
 from experiments.common.plots import save_curves
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from model.config import UnsupportedModelError
 from serving.conductor import SLO
 from serving.planning.confirm import Confirmation, confirm
@@ -163,17 +164,10 @@ def _plan(trace: Trace, out: pathlib.Path, meta: dict[str, Any]) -> None:
     write_result(out, meta, [_row(plan) for plan in plans], totals | {"tested": rows})
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
-    out = out_folder("plan_deployment")
-    config = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}
-    meta = start_meta(config, SEED.value)
-    try:
-        _plan(read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), out, meta)
-    except (OffloadError, TraceError, UnsupportedModelError) as error:
-        raise app.UsageError(str(error)) from error
+def main() -> None:
+    out, meta = start_result()
+    _plan(read_trace(TRACE.value, limit=LIMIT.value, speed=SPEED.value), out, meta)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, OffloadError, TraceError, UnsupportedModelError)

@@ -9,15 +9,14 @@ sent when it is due, whether or not earlier ones were answered, and generates ex
 
 import pathlib
 import time
-from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from experiments.common.assets import DEMO_TRACE, demo_text
-from experiments.common.flags import SEED, out_folder
 from experiments.common.replay_report import report_replay
 from experiments.common.replaying import ReplayPlan, run_replay
-from experiments.common.results import start_meta
+from experiments.common.results import start_result
+from experiments.common.script import SEED, run
 from model.tokenizer import Tokenizer
 from serving.replay import ReplayError
 from serving.workload.errors import TraceError
@@ -63,17 +62,14 @@ def _plan() -> ReplayPlan:
     )
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     started_cpu_s = time.process_time()
-    out = out_folder("replay_trace")
-    meta = start_meta({flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}, SEED.value)
+    out, meta = start_result()
     try:
         run = run_replay(_plan())
     except KeyboardInterrupt:
         raise SystemExit("Interrupted; nothing was written.") from None
-    except (TraceError, ReplayError, OSError, UnicodeDecodeError) as error:
+    except ReplayError as error:
         raise SystemExit(str(error)) from error
     found = report_replay(
         out,
@@ -88,4 +84,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, TraceError, OSError, UnicodeDecodeError)

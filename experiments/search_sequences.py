@@ -17,9 +17,11 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, define_integers, out_folder
+from experiments.common.flags import define_integers
 from experiments.common.plots import save_curves
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from gan import catalogue, comparison, surrogate
 from gan.ledger import SearchResult
 from gan.methods import METHODS
@@ -169,14 +171,9 @@ def _table(totals: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     problems, methods, seeds = _problems(), _methods(), _seeds()
-    out = out_folder("search_sequences")
-    config = {"problems": list(map(str, problems)), "methods": methods, "seeds": seeds}
-    limits = {flag.name: flag.value for flag in (POPULATION, BUDGET, CPU_LIMIT_S, STOP_AT)}
-    meta = start_meta(config | limits, SEED.value)
+    out, meta = start_result()
     results: list[SearchResult] = []
     totals: dict[str, dict[str, Any]] = {}
     for searched in problems:
@@ -190,4 +187,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

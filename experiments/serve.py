@@ -11,13 +11,13 @@ SIGTERM takes no more requests and lets the open ones finish.
 import pathlib
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments.common import flags as common
 from experiments.common import mesh_flags, model_flags
 from experiments.common.process import with_huge_pages
+from experiments.common.script import SEED, run
 from kvcache.blocks import Namespace
 from model.checkpoints import CheckpointError, fingerprint, load
 from model.config import ConfigError
@@ -73,7 +73,7 @@ def engine_config() -> EngineConfig:
         kv_dtype=KV_DTYPE.value,
         attention=ATTENTION.value,
         deterministic=DETERMINISTIC.value,
-        seed=common.SEED.value,
+        seed=SEED.value,
     )
 
 
@@ -99,32 +99,27 @@ def warm_up(engine: Engine, console: Console) -> None:
         engine.warm_up(lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def main(argv: list[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; see --help.")
+def main() -> None:
     with_huge_pages()
     logging.set_verbosity(logging.WARNING)
     console = Console(highlight=False, soft_wrap=True)
     if COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    try:
-        sizes = engine_config()
-        bound = bind(HOST.value, PORT.value)
-        console.print(f"Loading {MODEL.value} ...")
-        mesh = mesh_flags.flagged_mesh()
-        config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, common.SEED.value)
-        tokenizer = tokenizer_for(MODEL.value)
-        namespace = Namespace(
-            model=pathlib.Path(MODEL.value).resolve().name,
-            revision=fingerprint(MODEL.value, model_flags.DTYPE.value, common.SEED.value),
-            tokenizer=tokenizer.fingerprint,
-        )
-        eos_ids = {*tokenizer.eos_ids, *config.eos_ids}
-        engine = build_engine(model, sizes, mesh=mesh, eos_ids=eos_ids, namespace=namespace)
-        warm_up(engine, console)
-    except (CheckpointError, ConfigError, EngineError, MeshError, ServerError) as error:
-        raise SystemExit(str(error)) from error
+    sizes = engine_config()
+    bound = bind(HOST.value, PORT.value)
+    console.print(f"Loading {MODEL.value} ...")
+    mesh = mesh_flags.flagged_mesh()
+    config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, SEED.value)
+    tokenizer = tokenizer_for(MODEL.value)
+    namespace = Namespace(
+        model=pathlib.Path(MODEL.value).resolve().name,
+        revision=fingerprint(MODEL.value, model_flags.DTYPE.value, SEED.value),
+        tokenizer=tokenizer.fingerprint,
+    )
+    eos_ids = {*tokenizer.eos_ids, *config.eos_ids}
+    engine = build_engine(model, sizes, mesh=mesh, eos_ids=eos_ids, namespace=namespace)
+    warm_up(engine, console)
     name = SERVED_MODEL_NAME.value or pathlib.Path(MODEL.value).resolve().name
     backend = EngineWorker(engine, max_open_requests=MAX_OPEN.value)
     application = create_app(
@@ -147,4 +142,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, CheckpointError, ConfigError, EngineError, MeshError, ServerError)

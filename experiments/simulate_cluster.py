@@ -12,8 +12,9 @@ from typing import Any
 from absl import app, flags
 
 from attention_offload.errors import OffloadError
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import flat, print_table, start_meta, write_result
+from experiments.common.results import flat, start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from model.config import UnsupportedModelError
 from serving.conductor import SLO, ConductorConfig, RoleConfig
 from serving.conductor.admission import ADMISSIONS
@@ -172,33 +173,19 @@ def _simulate(trace: Trace, out: pathlib.Path, meta: dict[str, Any], started_cpu
     write_result(out, meta | {"performance": dataclasses.asdict(performance)}, rows, summary)
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     started_cpu_s = time.process_time()
-    out = out_folder("simulate_cluster")
-    config = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}
-    meta = start_meta(config, SEED.value)
-    try:
-        trace = read_trace(
-            TRACE.value,
-            start=START.value,
-            limit=LIMIT.value,
-            speed=SPEED.value,
-            jitter_s=JITTER_S.value,
-            seed=SEED.value,
-        )
-        _simulate(shrink(trace, SHRINK.value), out, meta, started_cpu_s)
-    except (
-        TraceError,
-        ConductorError,
-        SimulatorError,
-        OffloadError,
-        UnsupportedModelError,
-        FileNotFoundError,
-    ) as error:
-        raise app.UsageError(str(error)) from error
+    out, meta = start_result()
+    trace = read_trace(
+        TRACE.value,
+        start=START.value,
+        limit=LIMIT.value,
+        speed=SPEED.value,
+        jitter_s=JITTER_S.value,
+        seed=SEED.value,
+    )
+    _simulate(shrink(trace, SHRINK.value), out, meta, started_cpu_s)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, TraceError, ConductorError, SimulatorError, OffloadError, UnsupportedModelError, FileNotFoundError)

@@ -20,13 +20,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from experiments import simulate_cluster
-from experiments.common.flags import SEED, out_folder
 from experiments.common.grid import Cell, GridError, cells, parse_grid
-from experiments.common.results import flat, print_table, start_meta, write_result
+from experiments.common.results import flat, start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 
 GRID = flags.DEFINE_string("grid", None, "flag=value,value;flag=value,value", required=True)
 WORKERS = flags.DEFINE_integer("workers", None, "Cells at once; the default is one per core.", lower_bound=1)
@@ -103,17 +104,11 @@ def _sweep(grid: Sequence[Cell], out: pathlib.Path) -> list[dict[str, Any]]:
     return [totals or {} for totals in found]
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; all settings are flags.")
+def main() -> None:
     # A sweep that is told to end takes its cells along, as one that is interrupted does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    out = out_folder("sweep")
-    meta = start_meta(flags.FLAGS.flag_values_dict(), SEED.value)
-    try:
-        grid = _cells()
-    except GridError as error:
-        raise app.UsageError(str(error)) from error
+    out, meta = start_result()
+    grid = _cells()
     try:
         results = [flat(totals) for totals in _sweep(grid, out)]
     except KeyboardInterrupt:
@@ -128,4 +123,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, GridError)

@@ -14,15 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, out_folder
 from experiments.common.mesh_flags import flagged_mesh
 from experiments.common.model_flags import DTYPE
 from experiments.common.plots import save_curves
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import SEED, run
+from experiments.common.tables import print_table
 from model.checkpoints import load_hf, save_hf
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
@@ -136,12 +137,10 @@ def _curve(state: TrainState, bits_per_nat: float) -> list[dict[str, float]]:
     return rows
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file that it writes
     train_config, model_config = _train_config(), _model_config()
-    meta = start_meta({"train": train_config, "model": model_config}, SEED.value)
-    out = out_folder("train_lm")
+    out, meta = start_result()
     mesh = flagged_mesh()
     documents = read_corpus()
     held_out = [document for document in documents if is_held_out(document)]
@@ -180,4 +179,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

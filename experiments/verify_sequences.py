@@ -21,8 +21,9 @@ import scipy.io
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common.flags import SEED, out_folder
-from experiments.common.results import print_table, start_meta, write_result
+from experiments.common.results import start_result, write_result
+from experiments.common.script import run
+from experiments.common.tables import print_table
 from gan import catalogue
 from gan.sequences.figures import code_figures, filter_taps, to_hex
 from gan.sequences.known import known_sir, record_over
@@ -81,14 +82,12 @@ def _export(out: pathlib.Path, rows: Sequence[dict[str, Any]], entries: Sequence
         scipy.io.savemat(out / "codes.mat", cells | columns)
 
 
-def main(argv: Sequence[str]) -> None:
-    paths = argv[1:]
+def main(*paths: str) -> None:
     if not paths:
         raise app.UsageError("Name one or more catalogues, such as out/search_sequences/catalogue.jsonl.")
     if unknown := [name for name in EXPORT.value if name not in FORMATS]:
         raise app.UsageError(f"--export={unknown[0]} is unknown; it must be among {', '.join(FORMATS)}.")
-    out = out_folder("verify_sequences")
-    meta = start_meta({"catalogues": paths, "export": EXPORT.value}, SEED.value)
+    out, meta = start_result()
     by_problem: dict[str, list[catalogue.Entry]] = collections.defaultdict(list)
     for entry in _entries(paths):
         by_problem[str(entry.problem)].append(entry)
@@ -105,4 +104,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main, operands=True)

@@ -7,9 +7,9 @@ import jax
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common import flags as common
 from experiments.common import mesh_flags, model_flags
 from experiments.common.engine_calibration import CalibrationOptions
+from experiments.common.script import SEED
 from model.checkpoints import CheckpointError, load
 from model.config import ConfigError
 from model.sharding import MeshError
@@ -50,7 +50,7 @@ def engine_config() -> EngineConfig:
         max_prefill_rows=MAX_PREFILL_ROWS.value,
         max_model_len=MAX_MODEL_LEN.value,
         deterministic=DETERMINISTIC.value,
-        seed=common.SEED.value,
+        seed=SEED.value,
     )
 
 
@@ -72,7 +72,7 @@ def make_engine(repeats: int) -> tuple[Engine, CalibrationOptions]:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         mesh = mesh_flags.flagged_mesh()
-        config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, common.SEED.value)
+        config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, SEED.value)
         engine = build_engine(model, engine_config(), mesh=mesh)
     except (CheckpointError, ConfigError, EngineError, MeshError) as error:
         raise app.UsageError(str(error)) from error
@@ -81,7 +81,7 @@ def make_engine(repeats: int) -> tuple[Engine, CalibrationOptions]:
     options = CalibrationOptions(
         clock=CLOCK.value,
         repeats=repeats,
-        seed=common.SEED.value,
+        seed=SEED.value,
         kv_bytes=config.kv_bytes_per_token(split(model)[1][0].dtype),
         layers=config.num_layers,
         network_bandwidth=NETWORK_BANDWIDTH.value,

@@ -1,47 +1,116 @@
-"""Flags that every script has, under one name and one meaning."""
+"""Kinds of flags that absl lacks: finite numbers, and lists of values with commas between them.
 
-import os
-import pathlib
+A flag of these kinds belongs to the module that defines it, as one of absl's does.
+"""
 
-from absl import flags, logging
+import difflib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
-OUT = flags.DEFINE_string("out", None, "Folder for result.json, plots and timelines; made if it does not exist.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
+from absl import flags
 
-# absl turns INFO on where no flag says otherwise, and JAX and Orbax then narrate every step.
-flags.FLAGS.verbosity = logging.WARNING
+T = TypeVar("T")
+
+flags.disclaim_key_flags()
 
 
-class _IntegersParser(flags.ArgumentParser[list[int]]):
-    syntactic_help = "whole numbers with commas between them"
+class _FiniteParser(flags.FloatParser):
+    def parse(self, argument: str | float) -> float:
+        value = super().parse(argument)
+        if not math.isfinite(value):
+            raise ValueError("give a finite number")
+        return value
 
-    def __init__(self, lower_bound: int) -> None:
+
+class _ListParser(flags.ArgumentParser[list[T]], Generic[T]):
+    """Values with commas between them; `parse_one` turns the text of one into its values."""
+
+    def __init__(self, parse_one: Callable[[str], Iterable[T]], kind: str, *, may_be_empty: bool = False) -> None:
         super().__init__()
-        self._lower_bound = lower_bound
+        self.syntactic_help = f"{kind} with commas between them"
+        self._parse_one, self._may_be_empty = parse_one, may_be_empty
 
-    def parse(self, argument: str | list[int]) -> list[int]:
+    def parse(self, argument: str | Sequence[Any]) -> list[T]:
+        texts = argument.split(",") if isinstance(argument, str) else map(str, argument)
         try:
-            values = [int(text) for text in (argument.split(",") if isinstance(argument, str) else argument)]
+            values = [value for text in texts if text.strip() for value in self._parse_one(text.strip())]
         except ValueError as error:
-            raise ValueError(f"give {self.syntactic_help}, such as 1,8: {error}") from None
-        if not values or min(values) < self._lower_bound:
-            raise ValueError(f"give one number or more, none below {self._lower_bound}")
+            raise ValueError(f"give {self.syntactic_help}; {error}") from None
+        if not values and not self._may_be_empty:
+            raise ValueError(f"give {self.syntactic_help}, one at least")
         return values
 
 
-def define_integers(name: str, default: list[int], text: str, lower_bound: int = 1) -> flags.FlagHolder[list[int]]:
-    """A flag that takes several integers, such as --batches=1,8,32; a bad one is told by its name and value."""
-    return flags.DEFINE(_IntegersParser(lower_bound), name, default, text)
+def define_float(
+    name: str,
+    default: float | None,
+    text: str,
+    *,
+    lower_bound: float | None = None,
+    upper_bound: float | None = None,
+) -> flags.FlagHolder[float]:
+    """A flag that takes a number, but neither `nan` nor `inf`."""
+    return flags.DEFINE(_FiniteParser(lower_bound, upper_bound), name, default, text, serializer=_ONE)
 
 
-def out_folder(default: str) -> pathlib.Path:
-    """The folder named by `--out`, or `out/<default>`; made, and checked to be writable before a long run starts."""
-    folder = pathlib.Path(OUT.value or os.path.join("out", default))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise SystemExit(f"`--out={folder}` cannot be written: {error}. Name a folder that can.") from error
-    return folder
+def define_integers(
+    name: str, default: Sequence[int] | None, text: str, *, lower_bound: int = 1
+) -> flags.FlagHolder[list[int]]:
+    """A flag that takes whole numbers and ranges of them, such as --batches=1,8,32 and --seeds=0-4,100."""
+
+    def parse(text: str) -> Iterable[int]:
+        first, _, last = text.partition("-")
+        numbers = range(int(first), int(last or first) + 1) if first.isdecimal() and (last or first).isdecimal() else ()
+        if not numbers:
+            raise ValueError(f"`{text}` is neither a number nor a range such as 0-4")
+        if numbers[0] < lower_bound:
+            raise ValueError(f"`{text}` is below {lower_bound}")
+        return numbers
+
+    return _define_list(name, default, text, parse, "whole numbers")
+
+
+def define_floats(
+    name: str, default: Sequence[float], text: str, *, lower_bound: float | None = None
+) -> flags.FlagHolder[list[float]]:
+    """A flag that takes finite numbers, such as --dram_gb=0,500."""
+    parser = _FiniteParser(lower_bound)
+
+    def parse(text: str) -> Iterable[float]:
+        try:
+            return [parser.parse(text)]
+        except ValueError as error:
+            raise ValueError(f"`{text}`: {error}") from None
+
+    return _define_list(name, default, text, parse, "numbers")
+
+
+def define_names(name: str, default: Sequence[str], choices: Iterable[str], text: str) -> flags.FlagHolder[list[str]]:
+    """A flag that takes some of `choices`, such as --method=hpgan,ga."""
+    known = tuple(choices)
+
+    def parse(text: str) -> Iterable[str]:
+        if text not in known:
+            near = difflib.get_close_matches(text, known, n=1)
+            perhaps = f"perhaps {near[0]}; " if near else ""
+            raise ValueError(f"`{text}` is unknown: {perhaps}known are {', '.join(known)}")
+        return [text]
+
+    return _define_list(name, default, text, parse, "names")
+
+
+def define_strings(name: str, default: Sequence[str], text: str) -> flags.FlagHolder[list[str]]:
+    """A flag that takes any texts without commas, such as --devices=h100x4,h100x8."""
+    return _define_list(name, default, text, lambda text: [text], "values")
+
+
+_ONE: flags.ArgumentSerializer = flags.ArgumentSerializer()
+
+
+def _define_list(
+    name: str, default: Sequence[T] | None, text: str, parse_one: Callable[[str], Iterable[T]], kind: str
+) -> flags.FlagHolder[list[T]]:
+    parser = _ListParser(parse_one, kind, may_be_empty=default is not None and not default)
+    # absl keeps the last of several --name=; a list given in parts is refused rather than cut.
+    return flags.DEFINE(parser, name, default, text, serializer=flags.ListSerializer(","), allow_overwrite=False)

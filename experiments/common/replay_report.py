@@ -6,7 +6,8 @@ from typing import Any
 
 from experiments.common.formats import count, milliseconds, percent
 from experiments.common.replay_plots import save_replay_plots
-from experiments.common.results import print_table, write_result
+from experiments.common.results import write_result
+from experiments.common.tables import print_table
 from serving.replay import Replay
 from serving.workload.outcomes import FAILED, distribution, totals, write_requests
 from serving.workload.requests import Trace

@@ -1,4 +1,4 @@
-"""Result files: every experiment writes the same `result.json` and prints the same kind of table."""
+"""Result files: every experiment writes the same `result.json`, into the folder that `--out` names."""
 
 import dataclasses
 import importlib.metadata
@@ -13,13 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
+from absl import app, flags
 
-# Up to so many rows a table reads as well with its rows side by side.
-_FEW_ROWS = 6
-_UNBOUNDED = 10_000
+from experiments.common import script
+
+OUT = flags.DEFINE_string("out", None, "Folder for result.json, plots and timelines; made if it does not exist.")
 
 _LIBRARIES = ("halfmoon", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -46,21 +44,35 @@ def _devices() -> list[str]:
     return [device.device_kind for device in jax.devices()] if jax else []
 
 
-def start_meta(config: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    """What made a result: command, config, versions, machine, seed and start time. Call it when the run starts."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    script = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
-    return {
-        "command": shlex.join([*script, *sys.argv[1:]]),
-        "config": dict(config),
+def _out_folder() -> pathlib.Path:
+    """The folder of `--out`, or `out/` and the name of the script; made, and checked to be writable."""
+    folder = pathlib.Path(OUT.value or os.path.join("out", script.name()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise app.UsageError(f"--out={folder} cannot be written: {error}. Name a folder that can.") from error
+    return folder
+
+
+def start_result() -> tuple[pathlib.Path, dict[str, Any]]:
+    """Begins a result: the folder for it, and what makes it (command, flags, versions, machine, seed, start time).
+
+    Call it before the long part of a run. Raises `app.UsageError` where the folder cannot be written.
+    """
+    folder = _out_folder()
+    return folder, {
+        "command": shlex.join(["python", "-m", f"experiments.{script.name()}", *sys.argv[1:]]),
+        "config": script.flag_values(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
         "machine": {
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "system": platform.platform(),
         },
-        "seed": seed,
+        "seed": script.SEED.value,
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -101,39 +113,3 @@ def write_result(
     path = pathlib.Path(out) / "result.json"
     write_text_atomically(path, json.dumps(result, indent=1, default=_jsonable, allow_nan=False) + "\n")
     return path
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
-
-
-def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """Prints rows as one table; the columns are the keys in the order in which they first appear.
-
-    Where a terminal is too narrow for a few long rows, each row becomes a column; what is piped is never folded.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = _table(columns, [[row.get(column) for column in columns] for row in rows], title)
-    console = Console()
-    needed = Measurement.get(console, console.options.update(width=_UNBOUNDED), table).maximum
-    if not console.is_terminal:
-        console = Console(width=max(needed, 1))
-    elif needed > console.width and len(rows) <= _FEW_ROWS:
-        table = _table(
-            ["", *map(str, range(1, len(rows) + 1))], [[c, *(row.get(c) for row in rows)] for c in columns], title
-        )
-    console.print(table)
-
-
-def _table(columns: Sequence[str], lines: Sequence[Sequence[Any]], title: str | None) -> Table:
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        numeric = all(isinstance(line[index], int | float | None) for line in lines)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*map(_cell, line))
-    return table
