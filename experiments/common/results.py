@@ -57,24 +57,28 @@ def _out_folder() -> pathlib.Path:
     return folder
 
 
-def start_result() -> tuple[pathlib.Path, dict[str, Any]]:
-    """Begins a result: the folder for it, and what makes it (command, flags, versions, machine, seed, start time).
-
-    Call it before the long part of a run. Raises `app.UsageError` where the folder cannot be written.
-    """
-    folder = _out_folder()
-    return folder, {
+def start_meta(config: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+    """What makes a result: command, config, versions, machine, seed and start time."""
+    return {
         "command": shlex.join(["python", "-m", f"experiments.{script.name()}", *sys.argv[1:]]),
-        "config": script.flag_values(),
+        "config": dict(config),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
         "machine": {
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "system": platform.platform(),
         },
-        "seed": script.SEED.value,
+        "seed": seed,
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def start_result() -> tuple[pathlib.Path, dict[str, Any]]:
+    """Begins the result of a script: the folder for it, and its `start_meta` with every flag of the script.
+
+    Call it before the long part of a run. Raises `app.UsageError` where the folder cannot be written.
+    """
+    return _out_folder(), start_meta(script.flag_values(), script.SEED.value)
 
 
 def flat(totals: Mapping[str, Any]) -> dict[str, Any]:
