@@ -4,7 +4,9 @@ Types are strict: a number in quotes is an error, not a number. A field that wou
 supported is refused; any other unknown field is ignored.
 """
 
+import functools
 import json
+import logging
 import reprlib
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,8 @@ from pydantic_core import PydanticCustomError
 
 from model.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, SamplingParams, SamplingParamsError
 from serving.api.errors import invalid
+
+_logger = logging.getLogger(__name__)
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
@@ -23,24 +27,45 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": (None, []),
     "audio": (None,),
     "bad_words": (None, []),
+    "chat_template": (None,),
+    "continue_final_message": (None, False),
+    "custom_logit_processor": (None,),
+    "documents": (None, []),
+    "ebnf": (None,),
     "function_call": (None, "none"),
     "functions": (None, []),
     "guided_choice": (None,),
     "guided_grammar": (None,),
     "guided_json": (None,),
     "guided_regex": (None,),
+    "json_schema": (None,),
     "length_penalty": (None, 1),
+    "logits_processors": (None, []),
+    "max_new_tokens": (None,),
+    "min_new_tokens": (None, 0),
+    "mirostat": (None, 0),
     "modalities": (None, ["text"]),
     "prompt_embeds": (None,),
     "prompt_logprobs": (None,),
+    "regex": (None,),
     "response_format": (None, {"type": "text"}),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "stop_regex": (None, []),
     "structured_outputs": (None,),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
     "truncate_prompt_tokens": (None,),
+    "typical_p": (None, 1),
     "use_beam_search": (None, False),
 }
+
+
+@functools.lru_cache(maxsize=256)
+def _log_unknown(name: str) -> None:
+    """Logs the name of an unknown field, once and not for every request that has it."""
+    _logger.warning("Ignored the unknown field %r of a request; this line comes once.", name)
 
 
 def _prompt_kind(prompt: object) -> str | None:
@@ -163,7 +188,9 @@ class GenerationBody(BaseModel):
     def refuse_unsupported(self) -> None:
         """Raises ApiError if a field asks for something that this server does not support."""
         for name, value in (self.model_extra or {}).items():
-            if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
+            if name not in _UNSUPPORTED:
+                _log_unknown(name[:MAX_NAME])
+            elif value not in _UNSUPPORTED[name]:
                 raise invalid(f"`{name}` is not supported by this server; leave it out.", name)
         if self.best_of is not None and self.best_of != self.choices:
             raise invalid(
