@@ -54,30 +54,30 @@ def compare(
 def compare_points(
     item: str, paper: float, ours: float, tolerance: float, *, note: str = "", same_order: bool = False
 ) -> Comparison:
-    """As `compare`, with an absolute error, for shares: 0.05 is five percentage points."""
+    """Allows an absolute error of `tolerance`, for shares: 0.05 is five percentage points. Otherwise as `compare`."""
     return _judge(item, paper, ours, ours - paper, tolerance, f"points; {note}" if note else "points", same_order)
 
 
 def at_most(item: str, limit: float, ours: float, note: str = "") -> Comparison:
-    """Reproduced where `ours` stays within the paper's upper bound."""
+    """Counts as reproduced where `ours` stays within the paper's upper bound."""
     return _judge(item, limit, ours, max(ours / limit - 1, 0.0), 0.0, f"at most; {note}" if note else "at most", False)
 
 
 def at_least(item: str, limit: float, ours: float, note: str = "") -> Comparison:
-    """Reproduced where `ours` reaches the paper's lower bound."""
+    """Counts as reproduced where `ours` reaches the paper's lower bound."""
     return _judge(
         item, limit, ours, min(ours / limit - 1, 0.0), 0.0, f"at least; {note}" if note else "at least", False
     )
 
 
 def statement(item: str, holds: bool, note: str) -> Comparison:
-    """A claim in words: "yes" in the paper, yes or no with us."""
+    """Returns a claim in words: "yes" in the paper, yes or no with us."""
     verdict = REPRODUCED if holds else NOT_REPRODUCED
     return Comparison(item=item, paper="yes", ours="yes" if holds else "no", verdict=verdict, note=note)
 
 
 def blocked(item: str, paper: float | str, note: str) -> Comparison:
-    """What cannot be computed here, and why."""
+    """Returns a row that cannot be computed here, and why."""
     return Comparison(item=item, paper=paper, ours=None, verdict=BLOCKED, note=note)
 
 

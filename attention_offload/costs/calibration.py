@@ -1,4 +1,4 @@
-"""Knobs from measurements: what files of our own benches say of the cost model's assumptions."""
+"""Knobs of the cost model from result files of our own benches."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ class Measured:
 
 
 def from_linear(path: str | os.PathLike[str], device: Device, scale: float = 1.0) -> list[Measured]:
-    """Memory and FLOP efficiency of GEMMs, from the `result.json` of `bench_linear`: rows with `rows`, `dtype`, `gb_s`.
+    """Reads memory and FLOP efficiency of GEMMs from a `result.json` of `bench_linear` (`rows`, `dtype`, `gb_s`).
 
     The fastest row counts: of at most 8 rows for memory, of any for FLOP/s. `scale` is what one unit of the bench is of
     the device: the bench counts core-seconds, so on a CPU it is the number of cores.
@@ -60,7 +60,7 @@ def from_attention(path: str | os.PathLike[str], device: Device, scale: float = 
 def from_engine(
     path: str | os.PathLike[str], device: Device, count: int, shape: ModelShape, knobs: Knobs = A_PRIORI
 ) -> list[Measured]:
-    """What a whole engine shows, from the `calibration.json` of `calibrate`, run on `count` devices with this model.
+    """Returns the knobs that a whole engine shows, from the `calibration.json` of `calibrate` on `count` devices.
 
     Seconds per token of prefill give the FLOP efficiency, seconds per token of KV the attention's memory efficiency.
     The fixed time of a decode iteration is the weights at the GEMM memory efficiency of `knobs`, and host time; where

@@ -47,20 +47,20 @@ class DecodeDeployment(Protocol):
 
     @property
     def kv_network_bandwidth(self) -> float:
-        """Bytes per second at which the devices that hold KV can receive it, by their NICs' line rate."""
+        """Line rate of the NICs of the devices that hold KV, in bytes per second."""
         ...
 
     def kv_bytes(self, shape: ModelShape, knobs: Knobs) -> float:
-        """Bytes for KV beside the weights. Raises `CapacityError` where the weights do not fit."""
+        """Returns the bytes for KV beside the weights. Raises `CapacityError` where the weights do not fit."""
         ...
 
     def decode_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> DecodeStep:
-        """A step of `batch` sequences of `context` tokens each. Raises `OffloadError` for a split that cannot be."""
+        """Returns a step of `batch` sequences of `context` tokens. Raises `OffloadError` for an impossible split."""
         ...
 
 
 def max_batch(deployment: DecodeDeployment, shape: ModelShape, context: float, knobs: Knobs) -> int:
-    """Sequences of `context` tokens whose KV fits (B_v and B_L of the paper). Raises `CapacityError` if none does."""
+    """Returns how many sequences of `context` tokens fit (B_v, B_L of the paper). Raises `CapacityError` if none."""
     request = shape.kv_bytes_per_token * shape.attended(context)
     room = deployment.kv_bytes(shape, knobs)
     if room < request:
@@ -72,7 +72,7 @@ def max_batch(deployment: DecodeDeployment, shape: ModelShape, context: float, k
 
 
 def room_beside_weights(device: Device, count: int, shape: ModelShape, share: float) -> float:
-    """Bytes left on `count` devices that share one copy of the weights. Raises `CapacityError` if it does not fit."""
+    """Returns the bytes that one copy of the weights leaves on `count` devices. Raises `CapacityError` if none."""
     usable = share * count * device.memory_bytes
     if usable <= shape.weight_bytes:
         raise CapacityError(
@@ -175,7 +175,7 @@ class OffloadedDeployment:
         return min(ways, key=lambda step: step.tbt_s)
 
     def staggered_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs, n: int) -> DecodeStep:
-        """A step with just `n` batches in flight: a round of the pipeline (§4.3); no side serves two at once."""
+        """Returns a step with `n` batches in flight: a round of the pipeline (§4.3); no side serves two at once."""
         part = batch / n
         splits = self._sequence_splits(shape)
         load = self._imbalance(part)
@@ -198,7 +198,7 @@ class OffloadedDeployment:
         )
 
     def _sequence_splits(self, shape: ModelShape) -> int:
-        """Over how many devices one head's tokens are spread; 1 unless the partition is by sequence."""
+        """Returns over how many devices one head's tokens are spread; 1 unless the partition is by sequence."""
         if self.partition == "request":
             return 1
         if self.partition == "head" and shape.kv_heads % self.attention_count:
@@ -209,7 +209,7 @@ class OffloadedDeployment:
         return self.attention_count // math.gcd(self.attention_count, shape.kv_heads)
 
     def _imbalance(self, batch: float) -> float:
-        """Load of the busiest device over the mean, when whole requests go to devices in turn."""
+        """Returns the load of the busiest device over the mean, when whole requests go to devices in turn."""
         b = self.attention_count
         if self.partition != "request" or b == 1:
             return 1.0
@@ -220,7 +220,7 @@ class OffloadedDeployment:
     def _network_time(
         self, shape: ModelShape, batch: float, splits: int, knobs: Knobs, *, migrates: bool
     ) -> tuple[float, float]:
-        """Seconds that the NICs are busy in their busier direction, and seconds of the whole way there and back.
+        """Returns seconds in which the NICs' busier direction is busy, and seconds of the round trip.
 
         Queries go to every device that holds a part of the head's tokens, and as many partial outputs come back.
         """
@@ -235,7 +235,7 @@ class OffloadedDeployment:
         return shape.num_layers * batch * max(out, back) / wire, shape.num_layers * per_layer
 
     def _overlap_time(self, shape: ModelShape, batch: float, attention_s: float, knobs: Knobs) -> float:
-        """K and V projection and transfer, hidden behind attention over the cached tokens (§4.2.2)."""
+        """Returns seconds of K and V projection and transfer that attention over the cached tokens hides (§4.2.2)."""
         tp = self.dense_count
         weights = shape.kv_projection_parameters * shape.weight_bytes / shape.parameters
         projection_s = weights / (tp * self.dense.memory_bandwidth * knobs.gemm_bandwidth_share(tp))
@@ -252,7 +252,7 @@ def balanced_count(
     knobs: Knobs,
     counts: Sequence[int],
 ) -> int:
-    """Attention devices, of `counts`, for which t_a is closest to t_m / (n - 1) (§4.3), of those that hold the batch.
+    """Returns the count of attention devices that hold the batch and bring t_a closest to t_m / (n - 1) (§4.3).
 
     Raises `CapacityError` where none does.
     """
@@ -274,5 +274,5 @@ def balanced_count(
 
 
 def _copies(shape: ModelShape, tp: int) -> float:
-    """Copies of the KV when tensor parallelism outnumbers the KV heads; latent attention shards by request instead."""
+    """Returns copies of the KV: above 1 where `tp` exceeds the KV heads. Latent attention shards by request instead."""
     return 1.0 if shape.compressed_kv else max(1.0, tp / shape.kv_heads)

@@ -55,7 +55,7 @@ class ExpertPoolDeployment:
         return min(ways, key=lambda step: step.tbt_s)
 
     def staggered_step(self, shape: ModelShape, batch: float, context: float, knobs: Knobs, n: int) -> DecodeStep:
-        """A step with just `n` batches in flight: a round through the pools; no pool serves two at once."""
+        """Returns a step with `n` batches in flight: a round through the pools; no pool serves two at once."""
         rest, part = _without_experts(shape), batch / n
         expert_s = expert_time(shape, self.experts, self.expert_count, part, knobs)
         wire_s, network_s = self._network_time(shape, part, knobs)
@@ -81,7 +81,7 @@ class ExpertPoolDeployment:
         )
 
     def _network_time(self, shape: ModelShape, batch: float, knobs: Knobs) -> tuple[float, float]:
-        """Seconds that the NICs are busy in one direction, and seconds there and back: dispatch and combine.
+        """Returns seconds in which one direction of the NICs is busy, and seconds of dispatch and combine together.
 
         A token goes to each device that holds one of its experts, once.
         """
@@ -94,7 +94,7 @@ class ExpertPoolDeployment:
 
 
 def expert_time(shape: ModelShape, device: Device, count: int, batch: float, knobs: Knobs) -> float:
-    """Seconds of all expert layers of a step over `batch` tokens, whole experts spread over `count` devices."""
+    """Returns seconds of all expert layers of a step over `batch` tokens, whole experts spread over `count` devices."""
     experts = _only_experts(shape)
     routed = batch * shape.experts_per_token
     traffic = experts.weights_read(batch) + 2 * shape.activation_bytes * routed * shape.hidden_size

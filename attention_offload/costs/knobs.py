@@ -14,7 +14,7 @@ from attention_offload.errors import OffloadError
 
 @dataclasses.dataclass(frozen=True)
 class NetworkStack:
-    """How two devices talk: seconds for the round trip of a small message, and the share of the NIC's rate reached."""
+    """A network stack: seconds of a small message's round trip, and the share of the line rate that it reaches."""
 
     name: str
     round_trip_s: float
@@ -79,11 +79,11 @@ class Knobs:
             raise OffloadError("Knob `gemm_memory_efficiency` needs an entry for 1 device.")
 
     def gemm_bandwidth_share(self, tp: int) -> float:
-        """Memory efficiency of a GEMM split over `tp` devices: the entry of the largest degree that is not above it."""
+        """Returns the memory efficiency of a GEMM over `tp` devices: the entry of the largest degree up to `tp`."""
         return self.gemm_memory_efficiency[max(degree for degree in self.gemm_memory_efficiency if degree <= tp)]
 
     def changed(self, **knobs: Any) -> "Knobs":
-        """The same knobs but for those given. Raises `OffloadError` for names that are not knobs."""
+        """Returns these knobs with some replaced. Raises `OffloadError` for names that are not knobs."""
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := knobs.keys() - known:
             raise OffloadError(f"No knob {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}.")

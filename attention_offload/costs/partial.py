@@ -19,9 +19,9 @@ def _with_bandwidth(device: Device, memory_bandwidth: float) -> Device:
 class PartiallyOffloadedDeployment:
     """`count` decode devices, helped by `helper_count` prefill devices, `helper_tp` of them to a copy of the weights.
 
-    The helpers compute prompts and lend the memory and the bandwidth that this leaves idle (the idea of Adrenaline,
-    arXiv:2503.20552), so they cost nothing here. A share of the sequences has its KV and its attention there; the share
-    is the one that makes both ends finish together, as far as memory allows.
+    Helpers prefill, and lend the memory and bandwidth that prefill leaves idle (Adrenaline, arXiv:2503.20552), so they
+    cost nothing here. A share of the sequences has its KV and its attention on the helpers: the share at which decode
+    devices and helpers finish together, as far as memory allows.
     """
 
     device: Device
@@ -76,7 +76,7 @@ class PartiallyOffloadedDeployment:
         return attention_time(shape, self.device, self.count, batch, context, knobs) if batch > 0 else 0.0
 
     def _helper_attention(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> tuple[float, float]:
-        """Seconds of attention on the helpers and of the way there and back."""
+        """Returns seconds of attention on the helpers, and seconds of the network round trips."""
         if batch <= 0:
             return 0.0, 0.0
         wire = wire_bandwidth(self.device, self.count, self.helper, self.helper_count, knobs)
@@ -85,7 +85,7 @@ class PartiallyOffloadedDeployment:
         return attention_time(shape, lent, self.helper_count, batch, context, knobs), network_s
 
     def _helped_share(self, shape: ModelShape, batch: float, context: float, knobs: Knobs) -> float:
-        """The share of the sequences on the helpers for which both ends finish together; both are linear in it."""
+        """Returns the share of sequences on the helpers at which both ends finish together; both are linear in it."""
         need = batch * shape.kv_bytes_per_token * shape.attended(context)
         least = max(0.0, 1 - self._own_bytes(shape, knobs) / need)
         most = min(1.0, self._helper_bytes(shape, knobs) / need)

@@ -128,7 +128,7 @@ class ModelShape:
 
     @property
     def compute_format(self) -> str:
-        """What the GEMMs multiply in: floating-point weights natively, integer ones (weight-only) in bfloat16."""
+        """Number format of the GEMMs: that of floating-point weights; bfloat16 for integer ones (weight-only)."""
         return self.weight_format if self.weight_format.startswith("float") else "bfloat16"
 
     @property
@@ -177,7 +177,7 @@ class ModelShape:
         return (self.parameters - skipped) * FORMAT_BYTES[self.weight_format]
 
     def quantised(self, weights: str | None = None, kv: str | None = None) -> "ModelShape":
-        """The same model with its weights and its KV in other formats; None keeps what there is."""
+        """Returns the same model with weights and KV in other formats; None keeps a format."""
         return dataclasses.replace(self, weight_format=weights or self.weight_format, kv_format=kv or self.kv_format)
 
 

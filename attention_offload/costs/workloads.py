@@ -41,7 +41,7 @@ class DecodeWorkload:
 
     @classmethod
     def from_means(cls, name: str, mean_prompt: float, mean_generated: float) -> "DecodeWorkload":
-        """A workload of which only the means are known: every request alike."""
+        """Makes a workload from means alone: every request alike."""
         context, reserved = mean_prompt + (mean_generated - 1) / 2, mean_prompt + mean_generated
         return cls(
             name=name, mean_prompt=mean_prompt, mean_generated=mean_generated, context=context, reserved=reserved
@@ -49,7 +49,7 @@ class DecodeWorkload:
 
     @classmethod
     def from_lengths(cls, name: str, lengths: Iterable[tuple[int, int]]) -> "DecodeWorkload":
-        """From (prompt, generated) tokens per request. Raises `OffloadError` when nothing is generated at all."""
+        """Makes a workload from (prompt, generated) tokens of requests. Raises `OffloadError` if none are generated."""
         pairs = [(p, g) for p, g in lengths if g > 0]
         if not pairs:
             raise OffloadError(f"Workload `{name}` has no request that generates a token.")

@@ -37,7 +37,7 @@ class Case:
 def weigh(
     goal: Goal, shapes: Sequence[ModelShape], devices: Sequence[Device], attention_devices: Sequence[Device]
 ) -> Case | None:
-    """Decode on `devices` alone, and with attention offloaded to `attention_devices`; None where nothing fits.
+    """Compares decode on `devices` alone with attention offloaded to `attention_devices`; None where nothing fits.
 
     The help of prefill devices is left out, as it has no price of its own.
     """

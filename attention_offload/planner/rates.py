@@ -53,7 +53,7 @@ class PrefillDeployment:
 
 
 def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest integer in [low, high] that `fits`, where all up to it do; `low - 1` if none does."""
+    """Returns the largest integer in [low, high] that `fits`, if all below it fit too; `low - 1` if none does."""
     if fits(high):
         return high
     low -= 1
@@ -64,7 +64,7 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def decode_rate(deployment: DecodeDeployment, shape: ModelShape, goal: Goal) -> DecodeRate | None:
-    """What one instance of `deployment` carries of the goal's workload; None where not even one sequence meets TBT.
+    """Returns the rate that one instance of `deployment` carries; None where not even one sequence meets TBT.
 
     The fullest batch is what memory and TBT allow. A sequence joins between two steps, so its first gap is half a step
     longer than a step on average; its TBT, the mean of the longest tenth of its gaps, contains it. The rate is the one
@@ -91,14 +91,14 @@ def decode_rate(deployment: DecodeDeployment, shape: ModelShape, goal: Goal) -> 
 def _fullest_step(
     deployment: DecodeDeployment, shape: ModelShape, goal: Goal, allowed_s: float, most: int
 ) -> DecodeStep | None:
-    """The step with the largest batch, up to `most`, that takes at most `allowed_s`."""
+    """Returns the step with the largest batch, up to `most`, that takes at most `allowed_s`."""
     context, knobs = goal.workload.context, goal.knobs
     batch = largest(lambda batch: deployment.decode_step(shape, batch, context, knobs).tbt_s <= allowed_s, 1, most)
     return deployment.decode_step(shape, batch, context, knobs) if batch else None
 
 
 def attained_rate(batches: np.ndarray, finished_rps: np.ndarray, goal: Goal) -> tuple[float, float]:
-    """The rate at which `attainment` of the arrivals find fewer than `batches[-1]` sequences, and the mean batch.
+    """Returns the rate at which `attainment` of arrivals find fewer than `batches[-1]` sequences, and the mean batch.
 
     Sequences share the instance, which finishes `finished_rps` requests per second at `batches`: a queue with processor
     sharing, whose occupancy is that of a birth-death process whatever the lengths are (Cohen 1979). Arrivals in bursts
@@ -127,7 +127,7 @@ def attained_rate(batches: np.ndarray, finished_rps: np.ndarray, goal: Goal) -> 
 
 
 def _receive_rate(deployment: DecodeDeployment, shape: ModelShape, goal: Goal) -> float:
-    """Requests per second whose KV the instance's NICs can take in, beside what attention sends through them."""
+    """Returns requests per second whose KV the instance's NICs can receive, beside the traffic of attention."""
     moved = goal.workload.mean_prompt * shape.kv_bytes_per_token
     base = deployment.base if isinstance(deployment, ExpertPoolDeployment) else deployment
     if isinstance(base, OffloadedDeployment):
@@ -136,7 +136,7 @@ def _receive_rate(deployment: DecodeDeployment, shape: ModelShape, goal: Goal) -
 
 
 def _longest_part(step: DecodeStep) -> str:
-    """The part of a step that takes longest; what hides behind other work does not count."""
+    """Returns the longest part of a step, without what hides behind other work."""
     parts = {
         "dense": step.dense_s,
         "attention bandwidth": step.attention_s,
@@ -147,7 +147,7 @@ def _longest_part(step: DecodeStep) -> str:
 
 
 def prefill_rate(pool: PrefillDeployment, count: int, shape: ModelShape, goal: Goal) -> float:
-    """Requests per second whose TTFT `count` instances keep, first come first served.
+    """Returns the requests per second whose TTFT target `count` instances keep, first come first served.
 
     A prompt that alone takes longer than the target is never counted, but costs its time. Of the others, `attainment`
     are to meet it with their own time and the wait in a G/G/k queue (chance and mean of a wait by Sakasegawa's
@@ -172,7 +172,7 @@ def prompt_seconds(pool: PrefillDeployment, shape: ModelShape, goal: Goal) -> li
 
 
 def _busiest(servers: int, wait: float, share: float) -> float:
-    """The largest utilisation of an M/M/k queue in which `share` of the customers wait at most `wait` service times."""
+    """Returns the largest utilisation of an M/M/k queue at which `share` of customers wait at most `wait` services."""
     power = math.sqrt(2 * (servers + 1)) - 1
     low, high = 0.0, 1.0
     for _ in range(30):

@@ -73,7 +73,7 @@ class RatedOption:
 
 
 def search(goal: Goal, space: Space, *, exact_limit: int = EXACT_LIMIT, seed: int = 0) -> list[Plan]:
-    """Plans on the frontier of price against goodput, cheapest first; every split is tried up to `exact_limit`.
+    """Returns the frontier of plans by price and goodput, cheapest first; tries every split up to `exact_limit`.
 
     Larger spaces are searched by hill climbing over the splits from random starts, with `seed`. Raises `CapacityError`
     when the model fits nowhere, `OffloadError` when no plan meets the targets within the budget.
@@ -92,7 +92,7 @@ def search(goal: Goal, space: Space, *, exact_limit: int = EXACT_LIMIT, seed: in
 
 
 def rate_decode(goal: Goal, space: Space, *, exact_limit: int = EXACT_LIMIT, seed: int = 0) -> list[RatedOption]:
-    """Every way to decode that `search` considers and that meets the TBT target, the best per dollar first."""
+    """Returns the ways to decode that `search` considers and that meet the TBT target, the best per dollar first."""
     rated = _rate_options(_Rater(goal), space, exact_limit, seed)
     return sorted(rated, key=lambda one: -one.requests_per_dollar)
 
@@ -106,7 +106,7 @@ class _Rater:
         self.too_small: CapacityError | None = None
 
     def __call__(self, option: DecodeOption | None) -> RatedOption | None:
-        """The option's rate; None where it does not fit, cannot be split that way, or misses the TBT target."""
+        """Returns the option's rate; None where it does not fit, cannot be split that way, or misses the TBT target."""
         if option is None or option.deployment.price_per_hour > self.goal.budget_per_hour:
             return None
         try:
@@ -132,7 +132,7 @@ def _rate_options(rater: _Rater, space: Space, exact_limit: int, seed: int) -> l
 
 
 def _climb(space: Space, evaluate: Callable[[tuple], RatedOption | None], seed: int) -> Iterator[RatedOption]:
-    """Every split met while climbing requests per dollar, one axis at a time, from random starts."""
+    """Yields every split met while climbing requests per dollar, one axis at a time, from random starts."""
     axes, rng = space.offloaded_axes(), random.Random(seed)
     met: dict[tuple[int, ...], RatedOption | None] = {}
 
@@ -161,7 +161,7 @@ def _line_moves(place: tuple[int, ...], axes: Sequence[Sequence]) -> Iterator[tu
 
 
 def _plans(goal: Goal, prefill: PrefillDeployment, rated: Sequence[RatedOption]) -> Iterator[Plan]:
-    """Frontier candidates with one kind of prefill instance: enough of one pool for all of the other."""
+    """Yields plans with one kind of prefill instance in which one pool is just large enough for the other."""
     by_shape: dict[ModelShape, list[RatedOption]] = {}
     for option in rated:
         by_shape.setdefault(option.option.shape, []).append(option)
@@ -251,7 +251,7 @@ def _frontier(plans: Iterable[Plan]) -> list[Plan]:
 
 
 def _skyline(items: Iterable[T], price: Callable[[T], float], gain: Callable[[T], float]) -> list[T]:
-    """Items for which nothing as cheap gains as much, cheapest first."""
+    """Returns the items that no item as cheap or cheaper outdoes, cheapest first."""
     kept: list[T] = []
     for item in sorted(items, key=lambda item: (price(item), -gain(item))):
         # Equal up to rounding is no gain.

@@ -70,7 +70,7 @@ class Space:
             yield DecodeOption(CoupledDeployment(device, count), shape)
 
     def experts(self) -> Iterator[DecodeOption]:
-        """Coupled instances with the experts on a pool of their own."""
+        """Yields coupled deployments with the experts on a pool of their own."""
         for option, pool in itertools.product(self.coupled(), self._expert_pools()):
             if pool is not None and option.shape.num_experts and isinstance(option.deployment, CoupledDeployment):
                 yield DecodeOption(ExpertPoolDeployment(option.deployment, *pool), option.shape)
@@ -82,20 +82,20 @@ class Space:
         return [None, *itertools.product(self.dense_devices, self.expert_counts)]
 
     def offloaded(self, spread: float) -> Iterator[DecodeOption]:
-        """Every split of dense and attention; `spread` is the workload's, for attention divided by request."""
+        """Yields every split of dense and attention; `spread` is the workload's, for attention divided by request."""
         for axes in itertools.product(*self.offloaded_axes()):
             if option := self.offloaded_option(axes, spread):
                 yield option
 
     def offloaded_axes(self) -> tuple[Sequence, ...]:
-        """What splits vary over: shape, dense device and count, attention device and count, n, partition, experts."""
+        """Returns the axes: shape, dense device and count, attention device and count, n, partition, experts."""
         dense, counts, attention = self.dense_devices, self.dense_counts, self.attention_counts
         rest = (self.in_flight, self.partitions, self._expert_pools())
         pools = self.devices if self.attention_devices is None else self.attention_devices
         return (self.shapes, dense, counts, pools, attention, *rest)
 
     def offloaded_option(self, axes: tuple, spread: float) -> DecodeOption | None:
-        """None for values that do not go together."""
+        """Returns the split at one point of the axes; None for values that do not go together."""
         shape, dense, dense_count, attention, attention_count, n, partition, experts = axes
         if experts and (n > 2 or not shape.num_experts):
             return None
@@ -111,7 +111,7 @@ class Space:
         return DecodeOption(ExpertPoolDeployment(deployment, *experts) if experts else deployment, shape)
 
     def partial(self, slowdown: float) -> Iterator[DecodeOption]:
-        """Coupled instances that prefill instances help; these are slowed down."""
+        """Yields coupled deployments that prefill instances help; helping slows those down by `slowdown`."""
         for option, prefill, helpers in itertools.product(self.coupled(), self.prefill(), self.helpers):
             coupled = option.deployment
             if not isinstance(coupled, CoupledDeployment):

@@ -87,14 +87,14 @@ class CapacitySearch:
         return list(self._sizes.values())
 
     def cheapest(self, node_types: Sequence[NodeType]) -> ClusterSize | None:
-        """The cheapest cluster that meets the SLO; None where none does with `max_nodes` nodes in either pool."""
+        """Returns the cheapest cluster that meets the SLO; None where `max_nodes` nodes in either pool do not."""
         best: ClusterSize | None = None
         for node_type in sorted(node_types, key=lambda node_type: node_type.price_per_hour(1, 1)):
             best = self._cheapest_of(node_type, best)
         return best
 
     def why_not_cheaper(self, best: ClusterSize, node_types: Sequence[NodeType]) -> list[ClusterSize]:
-        """Clusters below the price of `best` that miss: a node or some memory less, the dearest of other devices."""
+        """Returns cheaper clusters that miss the SLO: a node or some memory less, the dearest of each other device."""
         for prefill, decode in ((best.prefill - 1, best.decode), (best.prefill, best.decode - 1)):
             if prefill and decode:
                 self.simulate(best.node_type, prefill, decode)
@@ -106,7 +106,7 @@ class CapacitySearch:
         return sorted([*near, *dearest.values()], key=lambda size: -size.price_per_hour)
 
     def _missing_below(self, best: ClusterSize) -> list[ClusterSize]:
-        """Clusters that cost less and miss, cheapest first."""
+        """Returns the clusters tried that cost less and miss the SLO, cheapest first."""
         below = (s for s in self._sizes.values() if s.price_per_hour < best.price_per_hour and not s.meets)
         return sorted(below, key=lambda size: size.price_per_hour)
 
@@ -132,7 +132,7 @@ class CapacitySearch:
 
     @staticmethod
     def _fewest(meets: Callable[[int], bool], low: int, high: int) -> int:
-        """The smallest number in [low, high] that `meets`; `high` is known to."""
+        """Returns the smallest number in [low, high] that `meets`; `high` is known to."""
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if meets(middle) else (middle + 1, high)
@@ -160,7 +160,7 @@ class CapacitySearch:
 
 
 def _with_less_memory(node_type: NodeType, node_types: Sequence[NodeType]) -> list[NodeType]:
-    """The next smaller of either memory, on the same device."""
+    """Returns the node types with the next smaller DRAM, or SSD, on the same device."""
     alike = [other for other in node_types if other.device == node_type.device]
     less_dram = [other for other in alike if other.ssd_gb == node_type.ssd_gb and other.dram_gb < node_type.dram_gb]
     less_ssd = [other for other in alike if other.dram_gb == node_type.dram_gb and other.ssd_gb < node_type.ssd_gb]
@@ -169,7 +169,7 @@ def _with_less_memory(node_type: NodeType, node_types: Sequence[NodeType]) -> li
 
 
 def _differ_in_one(size: ClusterSize, best: ClusterSize) -> bool:
-    """One node less, or less of one memory."""
+    """Whether `size` has one node less, or less of one memory."""
     node, other = size.node_type, best.node_type
     if node == other:
         return abs(size.prefill - best.prefill) + abs(size.decode - best.decode) == 1
@@ -178,7 +178,7 @@ def _differ_in_one(size: ClusterSize, best: ClusterSize) -> bool:
 
 
 def size_row(size: ClusterSize) -> Mapping[str, object]:
-    """One row of a result."""
+    """Returns a row of `result.json`."""
     run = size.run
     return {
         "device": size.node_type.device,

@@ -68,7 +68,7 @@ def at_rate(trace: Trace, rps: float) -> Trace:
 
 
 def try_cluster(trace: Trace, cluster: ClusterConfig, performance: Performance) -> SimulatedRun:
-    """Serves `trace`; the targets are those of the cluster's Conductor."""
+    """Serves `trace` in simulation; the targets are those of the cluster's Conductor."""
     slo = cluster.conductor.slo
     outcomes = Simulation(cluster, performance).run(trace).outcomes
     summary = totals(outcomes, slo.ttft_s, slo.tbt_s)
@@ -120,7 +120,7 @@ def confirm(
 
 
 def sustained_rate(planned: float, kept: bool, keeps: Callable[[float], bool]) -> float:
-    """The highest rate that `keeps`, near `planned`; 0 where none down to a sixteenth does."""
+    """Returns the highest rate that `keeps`, near `planned`; 0 where none down to a sixteenth does."""
     low, high = (planned, None) if kept else (0.0, planned)
     factor = 1.25
     while low == 0.0 or high is None:
@@ -139,7 +139,7 @@ def sustained_rate(planned: float, kept: bool, keeps: Callable[[float], bool]) -
 
 
 def missed(run: SimulatedRun) -> str:
-    """The target that fewer requests keep, and how many of them."""
+    """Says which target fewer requests keep, and how many keep it."""
     refused = f"; {run.rejected} refused: no room for their KV" if run.rejected else ""
     worse = "TTFT" if run.ttft_attainment <= run.tbt_attainment else "TBT"
     share = min(run.ttft_attainment, run.tbt_attainment)

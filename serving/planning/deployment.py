@@ -21,7 +21,7 @@ _LONGEST = 200_000.0
 
 
 def plan_performance(plan: Plan, goal: Goal) -> Performance:
-    """Prefill and decode instances of `plan`, as one `Performance`: each pool looks only at its own figures.
+    """Returns the instances of `plan` as one `Performance`, of which each pool reads its own figures.
 
     Decode iterations are the cost model's steps, in a table; what the Conductor believes of them is the line closest
     to it where the plan operates. Prefill times are fitted (the error is in `source`). KV of prompts travels at the
@@ -56,7 +56,7 @@ def plan_performance(plan: Plan, goal: Goal) -> Performance:
 
 
 def decode_table(deployment: DecodeDeployment, shape: ModelShape, goal: Goal, largest: float) -> DecodeTable:
-    """Seconds of the deployment's steps over batches up to `largest` or more and contexts up to 200,000 tokens."""
+    """Returns the deployment's step times over batches up to `largest` or more and contexts up to 200,000 tokens."""
     batches, contexts = _knots(1.0, max(largest, 2.0)), _knots(_SHORTEST, _LONGEST)
     seconds = np.array([[deployment.decode_step(shape, b, c, goal.knobs).tbt_s for c in contexts] for b in batches])
     # Rounding must not make a longer context faster.
@@ -65,7 +65,7 @@ def decode_table(deployment: DecodeDeployment, shape: ModelShape, goal: Goal, la
 
 
 def _knots(first: float, last: float) -> tuple[float, ...]:
-    """Whole numbers from `first` to `last` or a little more, each by `_RATIO` (or one) larger than the one before."""
+    """Returns whole numbers from `first` to `last` or a little more; each is `_RATIO` times, or one above, the last."""
     knots = [round(first)]
     while knots[-1] < last:
         knots.append(max(knots[-1] + 1, round(knots[-1] * _RATIO)))
@@ -73,7 +73,7 @@ def _knots(first: float, last: float) -> tuple[float, ...]:
 
 
 def _fit_prefill(plan: Plan, goal: Goal) -> tuple[tuple[float, float, float], float]:
-    """Base, token and pair coefficients closest to the prefill instance's times, and the largest relative error.
+    """Returns base, token and pair coefficients closest to the prefill times, and the largest relative error.
 
     Errors are weighed between relative and absolute, so that the seconds of a whole trace come out right.
     """
@@ -87,7 +87,7 @@ def _fit_prefill(plan: Plan, goal: Goal) -> tuple[tuple[float, float, float], fl
 
 
 def _fit_decode(table: DecodeTable, batch: float, context: float) -> tuple[float, float, float]:
-    """Base, sequence and token coefficients closest to the table around a batch and a context."""
+    """Returns base, sequence and token coefficients closest to the table around a batch and a context."""
     points = [(b, c) for b in table.batches if b <= 2 * batch for c in table.contexts if c <= 4 * context]
     seconds = np.array([table.decode_s(b, b * c) for b, c in points])
     fitted = _non_negative(np.array([(1.0, b, b * c) for b, c in points]), seconds, 1 / seconds)
@@ -96,7 +96,7 @@ def _fit_decode(table: DecodeTable, batch: float, context: float) -> tuple[float
 
 
 def _non_negative(features: np.ndarray, seconds: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted least squares without negative coefficients: a feature that would get one is left out."""
+    """Solves weighted least squares without negative coefficients: leaves out a feature that would get one."""
     kept = list(range(features.shape[1]))
     while True:
         weighted = features[:, kept] * weights[:, None]
@@ -110,7 +110,7 @@ def _non_negative(features: np.ndarray, seconds: np.ndarray, weights: np.ndarray
 
 
 def _receive_bandwidth(plan: Plan, goal: Goal) -> float:
-    """Bytes per second that are left for KV of prompts on the devices that hold KV."""
+    """Returns the bytes per second that the devices holding KV have left for KV of prompts."""
     deployment, knobs, shape = plan.decode, goal.knobs, plan.shape
     bandwidth = deployment.kv_network_bandwidth * knobs.network.efficiency
     base = deployment.base if isinstance(deployment, ExpertPoolDeployment) else deployment

@@ -15,7 +15,7 @@ from serving.workload.requests import Trace
 def trace_goal(
     trace: Trace, knobs: Knobs, slo: SLO, budget_per_hour: float, attainment: float, host_tokens: int
 ) -> Goal:
-    """To serve `trace` at its own rate within `slo`.
+    """Returns the goal of serving `trace` at its own rate within `slo`.
 
     The hit rate is that of one prefill instance's `host_tokens` of KVCache, to which Conductor and other instances only
     add.
@@ -37,12 +37,12 @@ def trace_goal(
 
 
 def trace_rps(trace: Trace) -> float:
-    """Requests per second of a trace; of a single instant, all of them in a second."""
+    """Returns the requests per second of a trace; a trace of a single instant counts as one second."""
     return len(trace.requests) / (trace.duration_s or 1.0)
 
 
 def arrival_dispersion(trace: Trace, window_s: float) -> float:
-    """Variance over mean of the arrivals in windows of `window_s` seconds: 1 for a Poisson process, 0 for a clock.
+    """Returns variance over mean of arrivals in windows of `window_s` seconds: 1 for a Poisson process, 0 for a clock.
 
     1 where the trace is shorter than ten windows, which say nothing.
     """

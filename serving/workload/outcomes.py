@@ -46,7 +46,7 @@ class RequestOutcome:
 
 
 def tbt_s(gaps_s: Sequence[float]) -> float | None:
-    """Mean of the longest 10 % (at least one) of the inter-token gaps; `None` without gaps."""
+    """Returns the mean of the longest 10 % (at least one) of the inter-token gaps; `None` without gaps."""
     if not gaps_s:
         return None
     longest = sorted(gaps_s, reverse=True)[: max(1, len(gaps_s) // 10)]
@@ -73,7 +73,7 @@ def distribution(values: Iterable[float | None]) -> dict[str, float | None]:
 
 
 def totals(outcomes: Sequence[RequestOutcome], ttft_slo_s: float, tbt_slo_s: float) -> dict[str, Any]:
-    """Counts, goodput and latency distributions of a run.
+    """Returns counts, goodput and latency distributions of a run.
 
     `effective_ratio` is the share of all requests that met both SLOs; `goodput_rps` is their number per second from the
     first arrival to the last end; `hit_rate` is reused over all prompt tokens of the requests that were served.

@@ -65,12 +65,12 @@ class LoadPhase:
             raise TraceError(f"A phase of {self.seconds} s at {self.rate} requests per second; both must be above 0.")
 
     def lasting(self, seconds: float) -> "LoadPhase":
-        """The same load for another time."""
+        """Returns the same load for another time."""
         return dataclasses.replace(self, seconds=seconds)
 
 
 def phased(phases: Sequence[LoadPhase], *, seed: int) -> Trace:
-    """Loads that follow one another, prompts sharing nothing; a `TraceError` where not one request arrives."""
+    """Makes loads that follow one another, with prompts that share nothing. Raises TraceError if no request arrives."""
     rng = np.random.default_rng(seed)
     start_s, requests = 0.0, []
     for phase in phases:
@@ -103,7 +103,7 @@ def prefix_tree(
     block_size: int = 512,
     branching: float = 0.5,
 ) -> Trace:
-    """Prompts that share prefixes so that an unlimited cache hits `hit_rate` of all prompt blocks.
+    """Makes prompts that share prefixes so that an unlimited cache hits `hit_rate` of all prompt blocks.
 
     Each prompt continues an earlier one for as many of its blocks as the rate still owes, and then goes its own way,
     which later prompts may continue. Rates near 1 are reached only as far as earlier prompts are long enough.
@@ -163,7 +163,7 @@ def chat(
     system_prompts: int = 4,
     block_size: int = 512,
 ) -> Trace:
-    """Conversations: every turn repeats the whole history, so later turns hit what earlier turns left.
+    """Makes conversations: every turn repeats the whole history, so later turns hit the KV of earlier ones.
 
     Args:
         sessions: how many conversations.
@@ -217,7 +217,7 @@ def documents(
     seed: int,
     block_size: int = 512,
 ) -> Trace:
-    """Single questions about documents of unequal popularity, each independent of those before it.
+    """Makes single questions about documents of unequal popularity, each independent of those before it.
 
     Args:
         requests: how many.

@@ -26,7 +26,7 @@ def _effective(trace: Trace, prefill: int, nodes: int, conductor: ConductorConfi
 
 
 def _rows(item: str, make: Callable[[int], Trace], seeds: int, nodes: int, starts: tuple[int, ...]) -> list[Comparison]:
-    """Followed from each of `starts` prefill nodes, against the same start fixed and against the best of all fixed."""
+    """Returns rows that compare roles following load, from each of `starts`, with that split fixed and the best one."""
     traces = [make(seed) for seed in range(seeds)]
     # Splits beyond these leave one pool hopelessly short.
     splits = range(nodes // 4, nodes * 3 // 4 + 1)
@@ -50,7 +50,7 @@ def _shifting(seconds: float) -> Callable[[int], Trace]:
 
 
 def roles(path: pathlib.Path, seeds: int) -> PaperTable:
-    """Share of requests within both SLOs. The best fixed split is chosen knowing the outcome, which nobody can."""
+    """Compares shares of requests within both SLOs. The best fixed split is chosen in hindsight."""
 
     def conversation(seed: int) -> Trace:
         return read_trace(path, jitter_s=3.0, seed=seed, start=1200 * seed % 6000, limit=6000)
