@@ -22,7 +22,7 @@ class UnsupportedModelError(ConfigError):
     """A `config.json` asks for something that this transformer does not compute."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Rotary position embedding (RoFormer, arXiv:2104.09864) and how it is stretched to longer contexts.
 
@@ -48,7 +48,7 @@ class RopeConfig:
             raise UnsupportedModelError(f"RoPE of type `{self.kind}` is not supported; known: {', '.join(ROPE_TYPES)}.")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only transformer. Sizes count elements, heads, layers or tokens.
 

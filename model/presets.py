@@ -4,17 +4,28 @@ from model.config import ModelConfig, RopeConfig
 
 
 def _llama3_rope(factor: float) -> RopeConfig:
-    return RopeConfig(500_000.0, "llama3", factor, original_max_position_embeddings=8192)
+    return RopeConfig(theta=500_000.0, kind="llama3", factor=factor, original_max_position_embeddings=8192)
 
 
-_QWEN_ROPE = RopeConfig(1_000_000.0)
+_QWEN_ROPE = RopeConfig(theta=1_000_000.0)
 
 
 def _config(
     model_type: str, vocab: int, hidden: int, layers: int, heads: tuple[int, int, int], intermediate: int, **fields
 ) -> ModelConfig:
     """`heads` is (query heads, KV heads, head_dim)."""
-    return ModelConfig(model_type, vocab, hidden, layers, *heads, intermediate, **fields)
+    num_heads, num_kv_heads, head_dim = heads
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate,
+        **fields,
+    )
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -37,7 +48,7 @@ PRESETS: dict[str, ModelConfig] = {
         (32, 8, 128),
         14_336,
         rms_norm_eps=1e-5,
-        rope=RopeConfig(500_000.0),
+        rope=RopeConfig(theta=500_000.0),
         max_position_embeddings=8192,
     ),
     "llama3-70b": _config(
@@ -48,7 +59,7 @@ PRESETS: dict[str, ModelConfig] = {
         (64, 8, 128),
         28_672,
         rms_norm_eps=1e-5,
-        rope=RopeConfig(500_000.0),
+        rope=RopeConfig(theta=500_000.0),
         max_position_embeddings=8192,
     ),
     "llama3.1-8b": _config(
@@ -93,7 +104,7 @@ PRESETS: dict[str, ModelConfig] = {
         (32, 8, 128),
         14_336,
         rms_norm_eps=1e-5,
-        rope=RopeConfig(1_000_000.0),
+        rope=RopeConfig(theta=1_000_000.0),
         max_position_embeddings=32_768,
         num_experts=8,
         experts_per_token=2,

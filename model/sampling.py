@@ -28,7 +28,7 @@ _BLOCK = 256
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingBatch:
     """The parameters of R rows as arrays; it changes only when the rows of the batch do.
 

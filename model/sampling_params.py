@@ -71,7 +71,7 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How the tokens of one request are chosen and when they end.
 

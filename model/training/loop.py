@@ -20,7 +20,7 @@ from model.training.evaluate import token_losses
 from model.transformer import Definition, Transformer, merge, split
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train. Lengths and batches are in tokens, durations in steps.
 
@@ -70,7 +70,7 @@ class TrainConfig:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """All that a run carries from step to step.
 
@@ -110,7 +110,13 @@ class Trainer:
         """The state before the first step."""
         weights = jax.tree.map(jnp.copy, self._weights)  # a step takes its state over, and the model stays the caller's
         nothing = jnp.full(self.config.steps, jnp.nan)
-        return TrainState(jnp.int32(0), weights, self._optimizer.init(weights), nothing, jnp.copy(nothing))
+        return TrainState(
+            step=jnp.int32(0),
+            weights=weights,
+            optimizer=self._optimizer.init(weights),
+            losses=nothing,
+            scores=jnp.copy(nothing),
+        )
 
     def step(self, state: TrainState, step: int) -> TrainState:
         """The state after update number `step`, which is `state.step` known on the host; `state` is donated."""
@@ -199,4 +205,10 @@ def _update(
     loss, gradients = jax.value_and_grad(mean_loss)(state.weights)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.weights)
     weights: Any = optax.apply_updates(state.weights, updates)
-    return TrainState(state.step + 1, weights, optimizer_state, state.losses.at[state.step].set(loss), state.scores)
+    return TrainState(
+        step=state.step + 1,
+        weights=weights,
+        optimizer=optimizer_state,
+        losses=state.losses.at[state.step].set(loss),
+        scores=state.scores,
+    )

@@ -21,7 +21,7 @@ def test_both_spellings_of_rope_are_the_same():
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.7}
     old = LLAMA | {"rope_theta": 5e5, "rope_scaling": scaling}
     new = LLAMA | {"rope_parameters": scaling | {"rope_theta": 5e5}}
-    expected = RopeConfig(5e5, "yarn", 4.0, original_max_position_embeddings=32, mscale=0.7)
+    expected = RopeConfig(theta=5e5, kind="yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.7)
     assert ModelConfig.from_hf(old).rope == ModelConfig.from_hf(new).rope == expected
 
 

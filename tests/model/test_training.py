@@ -85,7 +85,9 @@ def test_a_restart_may_change_the_mesh(tmp_path):
 
 def test_training_learns_a_repeated_text(tmp_path):
     learner = Trainer(
-        TrainConfig(60, 64, 16, long_steps=0, long_context=16, learning_rate=0.03, warmup_steps=5),
+        TrainConfig(
+            steps=60, batch_tokens=64, context=16, long_steps=0, long_context=16, learning_rate=0.03, warmup_steps=5
+        ),
         Transformer(MODEL, nnx.Rngs(0)),
         np.tile(np.arange(10, dtype=np.int32), 50),
     )

@@ -73,7 +73,7 @@ class Blocks:
     splits: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
     """The static side of one call: sizes, dtypes and options. Hashable, so kernels are cached by it."""
 

@@ -36,7 +36,7 @@ _INDEX = inspect.signature(plgpu.load).parameters.get("idx")
 _WHOLE = ((),) if _INDEX is not None and _INDEX.default is inspect.Parameter.empty else ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tile:
     """The static side of a tile's attention; `keys` are those of one step."""
 

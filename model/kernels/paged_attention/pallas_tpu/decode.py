@@ -145,14 +145,15 @@ def _kernel(
     heads, head_dim = q_ref.shape[2:]
     group, dtype, page_tokens = heads // kv_heads, stream.compute_dtype(problem), stream.page_tokens(problem)
     pages = PageStream(
-        problem,
-        block_pages,
-        kv_heads,
-        pl.program_id(0) * kv_heads,
-        table,
-        tuple(pools),
-        tuple(scratch[:-2]),
-        *scratch[-2:],
+        problem=problem,
+        block_pages=block_pages,
+        heads=kv_heads,
+        first_head=pl.program_id(0) * kv_heads,
+        table=table,
+        pools=tuple(pools),
+        buffers=tuple(scratch[:-2]),
+        arrived=scratch[-2],
+        turn=scratch[-1],
     )
 
     def span(item) -> Span:

@@ -133,14 +133,15 @@ def _kernel(problem: Problem, block_pages: int, kv_heads: int, rows, blocks, cou
     size, group, page_tokens = problem.head_dim, problem.group, stream.page_tokens(problem)
     block, dtype = q_ref.shape[0], q_scratch.dtype
     pages = PageStream(
-        problem,
-        block_pages,
-        kv_heads,
-        pl.program_id(0) * kv_heads,
-        table,
-        tuple(pools),
-        tuple(scratch[:-2]),
-        *scratch[-2:],
+        problem=problem,
+        block_pages=block_pages,
+        heads=kv_heads,
+        first_head=pl.program_id(0) * kv_heads,
+        table=table,
+        pools=tuple(pools),
+        buffers=tuple(scratch[:-2]),
+        arrived=scratch[-2],
+        turn=scratch[-1],
     )
 
     def positions(item):

@@ -23,7 +23,7 @@ class Span(NamedTuple):
     end: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PageStream:
     """The pages of one span after the other, in blocks of `block_pages`; the next one is in flight during the work.
 
