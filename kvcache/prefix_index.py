@@ -76,6 +76,11 @@ class PrefixIndex:
             _clear(holders, bit, blocks)
         _clear(self._any, bit, [b for b in blocks if not any(held.get(b, 0) & bit for held in self._tiers)])
 
+    def remove_owner(self, owner: int) -> None:
+        """Records that an owner lost all its blocks. O(blocks of all owners)."""
+        bit = 1 << owner
+        self.remove(owner, [block for block, holders in self._any.items() if holders & bit])
+
     def __len__(self) -> int:
         return len(self._any)
 

@@ -12,6 +12,7 @@ POLICY = (
     "kvcache.layout",
     "kvcache.prefix_index",
     "model.sampling_params",
+    "serving.cluster.coordinator",
     "serving.conductor",
     "serving.engine.buckets",
     "serving.engine.scheduler",

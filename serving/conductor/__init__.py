@@ -3,7 +3,7 @@
 from serving.conductor.conductor import Conductor as Conductor
 from serving.conductor.conductor import ConductorConfig as ConductorConfig
 from serving.conductor.estimators import TimeModel as TimeModel
-from serving.conductor.placement import ClusterView as ClusterView
+from serving.conductor.mirror import ClusterMirror as ClusterMirror
 from serving.conductor.roles import RoleConfig as RoleConfig
 from serving.conductor.types import SLO as SLO
 from serving.conductor.types import Deferral as Deferral

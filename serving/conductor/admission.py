@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeModel
+from serving.conductor.mirror import ClusterMirror, DecodeMirror
 from serving.conductor.output_predictor import OutputPredictor
-from serving.conductor.placement import ClusterView, PrefillCandidate
-from serving.conductor.types import SLO, DecodeInstance
+from serving.conductor.placement import PrefillCandidate
+from serving.conductor.types import SLO
 
 ADMISSIONS = (
     "none",
@@ -42,12 +43,12 @@ class AdmissionContext:
     `output_tokens` what this one is predicted to generate; only request-level policies are told these.
     """
 
-    view: ClusterView
+    mirror: ClusterMirror
     costs: TimeModel
     occupancy: Occupancy
     lengths: OutputLengths
     candidate: PrefillCandidate
-    decode: DecodeInstance
+    decode: DecodeMirror
     context_tokens: float
     now: float
     predictor: OutputPredictor
@@ -61,7 +62,7 @@ DecodeForecast = Callable[[AdmissionContext], float]
 
 def _pool_tbt_s(context: AdmissionContext, requests: float) -> float:
     """TBT when so many requests and one more are spread evenly over the decode pool."""
-    batch = (requests + 1) / max(1, len(context.view.decode_order))
+    batch = (requests + 1) / max(1, len(context.mirror.decode_order))
     return context.costs.decode_s(batch, batch * context.context_tokens)
 
 

@@ -1,4 +1,4 @@
-"""The Conductor: one decision per request, and the reports that keep its view of the cluster true.
+"""The Conductor: one decision per request, and the reports that keep its mirror of the cluster true.
 
 It reads no clock: every method takes `now`, in seconds on the caller's clock. Live and simulated clusters call the same
 methods: `schedule` at arrival; `prefill_done` and `decode_done` as a request goes on; `release` when something ended,
@@ -14,8 +14,10 @@ import math
 from serving.conductor.admission import AdmissionContext, LearnedLimit, admission_policy
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
+from serving.conductor.mirror import Assignment, ClusterMirror, DecodeMirror
 from serving.conductor.output_predictor import OutputPredictor
-from serving.conductor.placement import ClusterView, PrefillCandidate, placement_policy
+from serving.conductor.pipeline import PipelineTimeModel
+from serving.conductor.placement import PrefillCandidate, placement_policy
 from serving.conductor.roles import DECODE, PREFILL, RoleChange, RoleConfig, RoleController
 from serving.conductor.types import SLO, Deferral, Placement, PrefillReport, Rejection
 from serving.request import Request
@@ -64,23 +66,12 @@ class ConductorConfig:
             raise ConductorError(f"SLOs are {self.slo.ttft_s} s and {self.slo.tbt_s} s; both must be above 0.")
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
-class _Accepted:
-    number: int
-    placement: Placement
-    arrival_s: float
-    prefill_end_s: float
-    turn_s: float
-    output_tokens: float
-    decode_start_s: float | None = None
-
-
 class Conductor:
     """Places, admits, queues and learns."""
 
-    def __init__(self, config: ConductorConfig, view: ClusterView, costs: TimeModel) -> None:
+    def __init__(self, config: ConductorConfig, mirror: ClusterMirror, costs: TimeModel) -> None:
         self.config = config
-        self.view = view
+        self.mirror = mirror
         self.estimator = TimeEstimator(costs, config.learn)
         self.lengths = OutputLengths()
         self.outputs = OutputPredictor()
@@ -89,18 +80,15 @@ class Conductor:
         self._place = placement_policy(config.placement, threshold=config.threshold, seed=config.seed)
         self._admission = admission_policy(config.admission)
         self.limit = LearnedLimit()
-        self._accepted: dict[str, _Accepted] = {}
-        # By decode instance and request: when its decode started, and what it was predicted to generate. Only filled
-        # where admission looks at single requests.
-        self._decoding: list[dict[str, tuple[float, float]]] = [{} for _ in view.decode]
+        self._accepted: dict[str, Assignment] = {}
         # Deferred requests, and a heap of (rank, number, id); ids that are no longer in `_waiting` are skipped when
         # popped. Numbers count arrivals; a lost request keeps its own for when it is scheduled again.
         self._waiting: dict[str, tuple[int, Request]] = {}
         self._ranks: list[tuple[float, int, str]] = []
         self._numbers = itertools.count()
         self._lost: dict[str, int] = {}
-        # Virtual time of fair queueing, which is seconds of prefill that each competing tenant has had, and where on it
-        # each one's next turn begins.
+        # Start-time fair queueing: `_virtual_s` is the virtual clock (prefill seconds per backlogged tenant);
+        # `_turns_s[tenant]` is that tenant's next start tag.
         self._virtual_s = 0.0
         self._turns_s: dict[str, float] = {}
         self._context_tokens = 4096.0
@@ -109,11 +97,11 @@ class Conductor:
     def schedule(self, request: Request, now: float) -> Placement | Rejection | Deferral:
         """Decides on one request at its arrival."""
         number = self._lost.pop(request.id) if request.id in self._lost else next(self._numbers)
-        if not self.view.prefill_order or not self.view.decode_order:
+        if not self.mirror.prefill_order or not self.mirror.decode_order:
             return self._refuse(Rejection("no instance", 0.0, 0.0, 1.0))
         self._context_tokens += (request.input_tokens - self._context_tokens) * 0.01
         queue_key = self._queue_key(request)
-        candidate = self._place(self.view, self.estimator.model, request, queue_key, now)
+        candidate = self._place(self.mirror, self.estimator.model, request, queue_key, now)
         decision = self._decide(request, number, candidate, queue_key, now)
         if self._roles is not None:
             self._watch(self._roles, decision, candidate, now)
@@ -125,7 +113,7 @@ class Conductor:
 
     def release(self, now: float) -> tuple[Request, Placement | Rejection] | None:
         """Decides on the first deferred request, or says that there is still no room; ask again until it does."""
-        if not self._waiting or not self.view.prefill_order or not self.view.decode_order:
+        if not self._waiting or not self.mirror.prefill_order or not self.mirror.decode_order:
             return None
         _, oldest = next(iter(self._waiting.values()))
         waited_s = now - oldest.arrival_s
@@ -136,7 +124,7 @@ class Conductor:
             heapq.heappop(self._ranks)
         number, request = self._waiting[self._ranks[0][-1]]
         queue_key = self._queue_key(request)
-        candidate = self._place(self.view, self.estimator.model, request, queue_key, now)
+        candidate = self._place(self.mirror, self.estimator.model, request, queue_key, now)
         decision = self._decide(request, number, candidate, queue_key, now)
         if isinstance(decision, Deferral):
             return None
@@ -164,9 +152,9 @@ class Conductor:
         """Loads of prefill and decode instances by name, as section 7 of the arXiv version defines them: the predicted
         wait for prefill over the limit of TTFT, and the predicted iteration time over that of TBT.
         """
-        view, slo, costs = self.view, self.config.slo, self.estimator.model
-        prefill = [view.prefill[index] for _, index in view.prefill_order]
-        decode = [view.decode[index] for _, index in view.decode_order]
+        mirror, slo, costs = self.mirror, self.config.slo, self.estimator.model
+        prefill = [mirror.prefill[index] for _, index in mirror.prefill_order]
+        decode = [mirror.decode[index] for _, index in mirror.decode_order]
         return (
             {node.name: node.queue_s(now, math.inf) / slo.ttft_s for node in prefill},
             {node.name: costs.decode_s(node.present, node.present_tokens) / slo.tbt_s for node in decode},
@@ -193,7 +181,7 @@ class Conductor:
         """The instance that is to change its role now, if any; it gets nothing new. Tell `rebalanced` when it has."""
         if self._roles is None:
             return None
-        return self._roles.decide(self.view, self.estimator.model, self.config.slo, now)
+        return self._roles.decide(self.mirror, self.estimator.model, self.config.slo, now)
 
     def rebalanced(self, now: float) -> None:
         """The instance that was to change its role has joined its new pool, or has died on the way."""
@@ -216,14 +204,14 @@ class Conductor:
     def _decide(
         self, request: Request, number: int, candidate: PrefillCandidate, queue_key: float, now: float
     ) -> Placement | Rejection | Deferral:
-        costs, view, slo = self.estimator.model, self.view, self.config.slo
+        costs, mirror, slo = self.estimator.model, self.mirror, self.config.slo
         index = self._select_decode(request, candidate.index)
         if index is None:
             return self._refuse(Rejection("kv capacity", candidate.ttft_s, 0.0, self.occupancy.decode_s))
-        decode = view.decode[index]
+        decode = mirror.decode[index]
         per_request = self._admission.per_request
         context = AdmissionContext(
-            view=view,
+            mirror=mirror,
             costs=costs,
             occupancy=self.occupancy,
             lengths=self.lengths,
@@ -232,7 +220,7 @@ class Conductor:
             context_tokens=self._context_tokens,
             now=now,
             predictor=self.outputs,
-            decoding=list(self._decoding[index].values()) if per_request else (),
+            decoding=_decoding(decode) if per_request else (),
             output_tokens=self.outputs.predict(request.keys) if per_request else self.lengths.mean,
         )
         reason, tbt_s = self._admission.reason(context, slo, now - request.arrival_s, self.limit.value)
@@ -256,14 +244,21 @@ class Conductor:
             queue_key=queue_key,
         )
         turn_s = self._turn_s(request)
-        self._accepted[request.id] = _Accepted(
+        work_s = candidate.prefill_s
+        if isinstance(costs, PipelineTimeModel):
+            work_s = costs.occupied_s(request.input_tokens, candidate.reused_tokens)
+        assignment = Assignment(
             number=number,
+            request=request,
             placement=placement,
-            arrival_s=request.arrival_s,
+            placed_s=now,
             prefill_end_s=now + candidate.ttft_s,
+            work_s=work_s,
             turn_s=turn_s,
             output_tokens=context.output_tokens,
         )
+        self._accepted[request.id] = assignment
+        mirror.place(assignment)
         self.occupancy.accept(now + candidate.ttft_s)
         if self._roles is not None:
             self._roles.work(candidate.prefill_s, now)
@@ -277,9 +272,9 @@ class Conductor:
     def _select_decode(self, request: Request, prefill: int) -> int | None:
         """The least predicted TBT among the instances with room for the prompt and a mean output."""
         needed = request.input_tokens + self.lengths.mean
-        candidates = [prefill] if self.view.coupled else (index for _, index in self.view.decode_order)
+        candidates = [prefill] if self.mirror.coupled else (index for _, index in self.mirror.decode_order)
         for index in candidates:
-            decode = self.view.decode[index]
+            decode = self.mirror.decode[index]
             if decode.assigned_tokens + needed <= decode.kv_capacity_tokens:
                 return index
         return None
@@ -293,36 +288,35 @@ class Conductor:
         prefill was wasted.
         """
         accepted = self._accepted[request.id]
+        self.mirror.prefilled(accepted)
         self._virtual_s = max(self._virtual_s, accepted.turn_s)
         self._learn_prefill(request, accepted, report, now)
         if not report.decodes:
             self.occupancy.drop(accepted.prefill_end_s)
-            del self._accepted[request.id]
+            self._drop(accepted)
             self._learn_output(request, accepted, 1)
             return None
         if self._admission.checks_late:
-            decode = self.view.decode[accepted.placement.decode]
+            decode = self.mirror.decode[accepted.placement.decode]
             batch, tokens = decode.present + 1, decode.present_tokens + request.input_tokens
             tbt_s = self.estimator.model.decode_s(batch, tokens)
             if tbt_s > self.config.slo.tbt_s:
                 self.occupancy.drop(accepted.prefill_end_s)
-                del self._accepted[request.id]
-                return self._refuse(Rejection("tbt, after prefill", now - accepted.arrival_s, tbt_s, 1.0))
+                self._drop(accepted)
+                return self._refuse(Rejection("tbt, after prefill", now - request.arrival_s, tbt_s, 1.0))
         self.occupancy.start(accepted.prefill_end_s, now)
-        accepted.decode_start_s = now
-        if self._admission.per_request:
-            self._decoding[accepted.placement.decode][request.id] = now, accepted.output_tokens
+        self.mirror.decoding(accepted, now)
         return None
 
-    def _learn_prefill(self, request: Request, accepted: _Accepted, report: PrefillReport, now: float) -> None:
+    def _learn_prefill(self, request: Request, accepted: Assignment, report: PrefillReport, now: float) -> None:
         estimator, placement = self.estimator, accepted.placement
         estimator.observe_prefill(
             request.input_tokens, report.reused_tokens, placement.predicted_prefill_s, report.execution_s
         )
-        estimator.queue.observe(placement.predicted_queue_s, report.queue_s)
-        if placement.source is not None:
-            estimator.transfer.observe(placement.predicted_fetch_s, report.fetch_s)
-        estimator.ttft.observe(accepted.prefill_end_s - accepted.arrival_s, now - accepted.arrival_s)
+        estimator.queue.observe(placement.predicted_queue_s, report.started_s - accepted.placed_s)
+        if report.fetched_s is not None:
+            estimator.transfer.observe(placement.predicted_fetch_s, report.fetched_s - accepted.placed_s)
+        estimator.ttft.observe(accepted.prefill_end_s - request.arrival_s, now - request.arrival_s)
 
     def observe_iterations(self, batch: int, tokens: float, seconds: float) -> None:
         """A decode instance ran an iteration, or several of these means."""
@@ -330,8 +324,8 @@ class Conductor:
 
     def decode_done(self, request: Request, output_tokens: int, tbt_s: float, now: float) -> None:
         """A request ended with so many tokens, at this TBT."""
-        accepted = self._accepted.pop(request.id)
-        self._decoding[accepted.placement.decode].pop(request.id, None)
+        accepted = self._accepted[request.id]
+        self._drop(accepted)
         if accepted.decode_start_s is not None:
             self.occupancy.finish(accepted.decode_start_s, now)
         self._learn_output(request, accepted, output_tokens)
@@ -340,10 +334,10 @@ class Conductor:
         if self._admission.learns_limit or self.config.learned_limit:
             self.limit.observe(tbt_s > self.config.slo.tbt_s)
 
-    def _learn_output(self, request: Request, accepted: _Accepted, tokens: int) -> None:
+    def _learn_output(self, request: Request, accepted: Assignment, tokens: int) -> None:
         self.lengths.observe(tokens)
         if self._admission.per_request:
-            full = request.keys[: request.input_tokens // self.view.block_size]
+            full = request.keys[: request.input_tokens // self.mirror.block_size]
             self.outputs.observe(full, accepted.output_tokens, tokens)
 
     def redirect(self, request: Request) -> Placement | None:
@@ -352,17 +346,31 @@ class Conductor:
         index = self._select_decode(request, accepted.placement.prefill)
         if index is None:
             return None
-        if (decoding := self._decoding[accepted.placement.decode].pop(request.id, None)) is not None:
-            self._decoding[index][request.id] = decoding
+        self.mirror.release(accepted)
         accepted.placement = dataclasses.replace(accepted.placement, decode=index)
+        self.mirror.reserve(accepted)
         return accepted.placement
 
     def forget(self, request: Request) -> None:
         """A request was lost with its instance; nothing is learned from it. Schedule it again."""
-        accepted = self._accepted.pop(request.id)
+        accepted = self._accepted[request.id]
+        self._drop(accepted)
         self._lost[request.id] = accepted.number
-        self._decoding[accepted.placement.decode].pop(request.id, None)
         if accepted.decode_start_s is None:
             self.occupancy.drop(accepted.prefill_end_s)
         else:
             self.occupancy.leave(accepted.decode_start_s)
+
+    def assignment(self, request_id: str) -> Assignment:
+        """What was decided on an accepted request that has not ended. Raises KeyError for any other."""
+        return self._accepted[request_id]
+
+    def _drop(self, accepted: Assignment) -> None:
+        del self._accepted[accepted.request.id]
+        self.mirror.release(accepted)
+
+
+def _decoding(decode: DecodeMirror) -> list[tuple[float, float]]:
+    """(start, predicted output tokens) of the requests that an instance decodes, in the order of their starts."""
+    assigned = decode.requests.values()
+    return [(a.decode_start_s, a.output_tokens) for a in assigned if a.decode_start_s is not None]

@@ -12,11 +12,10 @@ import math
 import random
 from collections.abc import Callable, Iterator
 
-from kvcache.prefix_index import PrefixIndex, members
+from kvcache.prefix_index import members
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import TimeModel
-from serving.conductor.load_order import LoadOrder
-from serving.conductor.types import DecodeInstance, PrefillInstance
+from serving.conductor.mirror import ClusterMirror, PrefillMirror
 from serving.request import Request
 
 # Groups of equal match up to this size are tried whole. Of larger ones the least loaded wins, unless a queue reorders
@@ -24,30 +23,6 @@ from serving.request import Request
 _FEW = 16
 # Holders of a prefix that a fetch may come from.
 _SOURCES = 4
-
-
-@dataclasses.dataclass(slots=True)
-class ClusterView:
-    """The cluster as the Conductor sees it.
-
-    Attributes:
-        prefill, decode: instances by index; those that left keep their place.
-        prefill_order: prefill instances by the time at which their queue ends.
-        decode_order: decode instances by predicted TBT.
-        directory: holders of blocks, by prefill index; of two tiers where `slow_token` is not 0.
-        slow_token: seconds per token of KV to read it from the second tier, layer by layer behind prefill.
-        block_size: tokens per block.
-        coupled: each instance decodes what it prefilled; indices are those of one pool.
-    """
-
-    prefill: list[PrefillInstance]
-    decode: list[DecodeInstance]
-    block_size: int
-    coupled: bool = False
-    slow_token: float = 0.0
-    prefill_order: LoadOrder = dataclasses.field(default_factory=LoadOrder)
-    decode_order: LoadOrder = dataclasses.field(default_factory=LoadOrder)
-    directory: PrefixIndex = dataclasses.field(default_factory=PrefixIndex)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +39,8 @@ class PrefillCandidate:
     ttft_s: float
 
 
-# (view, costs, request, queue_key, now) -> PrefillCandidate
-PlacementPolicy = Callable[[ClusterView, TimeModel, Request, float, float], PrefillCandidate]
+# (mirror, costs, request, queue_key, now) -> PrefillCandidate
+PlacementPolicy = Callable[[ClusterMirror, TimeModel, Request, float, float], PrefillCandidate]
 
 
 def _no_read_s(index: int, tokens: int) -> float:
@@ -74,37 +49,37 @@ def _no_read_s(index: int, tokens: int) -> float:
     return 0.0
 
 
-def _slow_reads(view: ClusterView, request: Request) -> Callable[[int, int], float]:
+def _slow_reads(mirror: ClusterMirror, request: Request) -> Callable[[int, int], float]:
     """Seconds that a holder takes to read its first so many tokens, as far as they are on its slow tier.
 
     A holder has the beginning of a prompt in its fast tier, for that was used by more prompts; what is behind the first
     gap counts as slow.
     """
-    if not view.slow_token:
+    if not mirror.slow_token:
         return _no_read_s
-    fast = view.directory.match(request.keys, tier=0)
+    fast = mirror.directory.match(request.keys, tier=0)
 
     def read_s(index: int, tokens: int) -> float:
         for depth, mask in fast:
             if mask >> index & 1:
-                return max(0, tokens - depth * view.block_size) * view.slow_token
-        return tokens * view.slow_token
+                return max(0, tokens - depth * mirror.block_size) * mirror.slow_token
+        return tokens * mirror.slow_token
 
     return read_s
 
 
 def _local(
-    view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float, i: int
+    mirror: ClusterMirror, costs: TimeModel, request: Request, queue_key: float, now: float, i: int
 ) -> PrefillCandidate:
     """Instance `i` with whatever prefix it holds itself."""
     bit, blocks = 1 << i, 0
-    for depth, mask in view.directory.match(request.keys):
+    for depth, mask in mirror.directory.match(request.keys):
         if mask & bit:
             blocks = depth
             break
-    reused = min(blocks * view.block_size, request.input_tokens - 1)
-    prefill_s = max(costs.prefill_s(request.input_tokens, reused), _slow_reads(view, request)(i, reused))
-    queue_s = view.prefill[i].queue_s(now, queue_key)
+    reused = min(blocks * mirror.block_size, request.input_tokens - 1)
+    prefill_s = max(costs.prefill_s(request.input_tokens, reused), _slow_reads(mirror, request)(i, reused))
+    queue_s = mirror.prefill[i].queue_s(now, queue_key)
     return PrefillCandidate(
         index=i,
         reused_tokens=reused,
@@ -121,19 +96,21 @@ def random_placement(seed: int) -> PlacementPolicy:
     """Any instance."""
     rng = random.Random(seed)
 
-    def choose(view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float) -> PrefillCandidate:
-        live = view.prefill_order
+    def choose(
+        mirror: ClusterMirror, costs: TimeModel, request: Request, queue_key: float, now: float
+    ) -> PrefillCandidate:
+        live = mirror.prefill_order
         _, index = next(itertools.islice(live, rng.randrange(len(live)), None))
-        return _local(view, costs, request, queue_key, now, index)
+        return _local(mirror, costs, request, queue_key, now, index)
 
     return choose
 
 
 def least_loaded(
-    view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float
+    mirror: ClusterMirror, costs: TimeModel, request: Request, queue_key: float, now: float
 ) -> PrefillCandidate:
     """The shortest queue, whatever it has cached."""
-    return _local(view, costs, request, queue_key, now, next(iter(view.prefill_order))[1])
+    return _local(mirror, costs, request, queue_key, now, next(iter(mirror.prefill_order))[1])
 
 
 def kvcache_centric(threshold: float, adaptive: bool = False) -> PlacementPolicy:
@@ -146,8 +123,10 @@ def kvcache_centric(threshold: float, adaptive: bool = False) -> PlacementPolicy
     if not threshold >= 1:
         raise ConductorError(f"The balancing threshold is {threshold}; it is a ratio of match lengths, so at least 1.")
 
-    def choose(view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float) -> PrefillCandidate:
-        return _Search(view, costs, request, queue_key, now).best(threshold, adaptive, 0.0)
+    def choose(
+        mirror: ClusterMirror, costs: TimeModel, request: Request, queue_key: float, now: float
+    ) -> PrefillCandidate:
+        return _Search(mirror, costs, request, queue_key, now).best(threshold, adaptive, 0.0)
 
     return choose
 
@@ -161,9 +140,11 @@ def marginal(longest_pressure: float = 4.0) -> PlacementPolicy:
     """
     pressure = 0.0
 
-    def choose(view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float) -> PrefillCandidate:
+    def choose(
+        mirror: ClusterMirror, costs: TimeModel, request: Request, queue_key: float, now: float
+    ) -> PrefillCandidate:
         nonlocal pressure
-        candidate = _Search(view, costs, request, queue_key, now).best(1.0, True, pressure)
+        candidate = _Search(mirror, costs, request, queue_key, now).best(1.0, True, pressure)
         queued = min(longest_pressure, max(0.0, candidate.ttft_s / candidate.prefill_s - 1))
         pressure += (queued - pressure) * 0.02
         return candidate
@@ -174,16 +155,16 @@ def marginal(longest_pressure: float = 4.0) -> PlacementPolicy:
 class _Search:
     """One request's candidates: few enough to look at, yet never missing the best."""
 
-    __slots__ = ("costs", "groups", "holders", "now", "queue_key", "read_s", "request", "view")
+    __slots__ = ("costs", "groups", "holders", "mirror", "now", "queue_key", "read_s", "request")
 
-    def __init__(self, view: ClusterView, costs: TimeModel, request: Request, queue_key: float, now: float) -> None:
-        self.view, self.costs, self.request, self.queue_key, self.now = view, costs, request, queue_key, now
-        live = view.prefill_order
+    def __init__(self, mirror: ClusterMirror, costs: TimeModel, request: Request, queue_key: float, now: float) -> None:
+        self.mirror, self.costs, self.request, self.queue_key, self.now = mirror, costs, request, queue_key, now
+        live = mirror.prefill_order
         cap = request.input_tokens - 1
         self.groups = [
-            (min(depth * view.block_size, cap), mask) for depth, mask in view.directory.match(request.keys) if live
+            (min(depth * mirror.block_size, cap), mask) for depth, mask in mirror.directory.match(request.keys) if live
         ]
-        self.read_s = _slow_reads(view, request)
+        self.read_s = _slow_reads(mirror, request)
         self.holders = [*itertools.islice(members(self.groups[0][1]), _SOURCES)] if self.groups else []
 
     def candidates(self) -> Iterator[tuple[int, int]]:
@@ -192,7 +173,7 @@ class _Search:
         Instances of equal match, none included, differ by their queue alone, so of a large group only the least loaded
         count. (By their slow tiers too, but of a large group that is not searched for.)
         """
-        live, matched = self.view.prefill_order, 0
+        live, matched = self.mirror.prefill_order, 0
         for tokens, mask in self.groups:
             matched |= mask
             if mask.bit_count() > _FEW:
@@ -204,12 +185,14 @@ class _Search:
         for index in itertools.islice(live.among(~matched), _FEW):
             yield index, 0
 
-    def source(self, instance: PrefillInstance) -> tuple[int, float]:
+    def source(self, instance: PrefillMirror) -> tuple[int, float]:
         """The holder of the longest match whose NIC is free first, of the first few, and the wait for it."""
-        wait_s, index = min((instance.fetch_wait_s(self.now, index), index) for index in self.holders)
+        wait_s, index = min(
+            (self.mirror.fetch_wait_s(instance.index, index, self.now), index) for index in self.holders
+        )
         return index, wait_s
 
-    def fetch_s(self, instance: PrefillInstance, matched: int, longest: int) -> tuple[int, float]:
+    def fetch_s(self, instance: PrefillMirror, matched: int, longest: int) -> tuple[int, float]:
         """The holder to fetch what follows the local match from, and the seconds until that is here."""
         source, wait_s = self.source(instance)
         sent_s = wait_s + self.costs.transfer_s(longest - matched)
@@ -217,7 +200,7 @@ class _Search:
         return source, max(sent_s, self.read_s(source, longest) - self.read_s(source, matched))
 
     def best(self, threshold: float, adaptive: bool, pressure: float) -> PrefillCandidate:
-        tokens, prefill, costs = self.request.input_tokens, self.view.prefill, self.costs
+        tokens, prefill, costs = self.request.input_tokens, self.mirror.prefill, self.costs
         longest = self.groups[0][0] if self.groups else 0
         whole_s = costs.prefill_s(tokens, longest)
         least, found = math.inf, None

@@ -11,7 +11,7 @@ import math
 
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import TimeModel
-from serving.conductor.placement import ClusterView
+from serving.conductor.mirror import ClusterMirror
 from serving.conductor.types import SLO
 
 PREFILL, DECODE = "prefill", "decode"
@@ -93,15 +93,15 @@ class RoleController:
         """Whether too many requests of late were refused for want of this pool."""
         return self._refused[pool] > self.config.refused * self._arrived
 
-    def decide(self, view: ClusterView, costs: TimeModel, slo: SLO, now: float) -> RoleChange | None:
+    def decide(self, mirror: ClusterMirror, costs: TimeModel, slo: SLO, now: float) -> RoleChange | None:
         """One look at the cluster. An instance that is told to change is taken out of its pool's order."""
-        wanted = None if self._switching or now < self._rest_until_s else self._needy(view, costs, slo, now)
+        wanted = None if self._switching or now < self._rest_until_s else self._needy(mirror, costs, slo, now)
         self._agreed = self._agreed + 1 if wanted is not None and wanted == self._wanted else int(wanted is not None)
         self._wanted = wanted
         if wanted is None or self._agreed < self.config.looks:
             return None
         self._agreed, self._switching = 0, True
-        giver, order = (DECODE, view.decode_order) if wanted == PREFILL else (PREFILL, view.prefill_order)
+        giver, order = (DECODE, mirror.decode_order) if wanted == PREFILL else (PREFILL, mirror.prefill_order)
         index = next(iter(order))[1]
         order.discard(index)
         return RoleChange(giver, index)
@@ -111,14 +111,14 @@ class RoleController:
         self._switching = False
         self._rest_until_s = now + self.config.cooldown_s
 
-    def prefill_load(self, view: ClusterView, slo: SLO, instances: int, now: float) -> float:
+    def prefill_load(self, mirror: ClusterMirror, slo: SLO, instances: int, now: float) -> float:
         """Of today's work on so many instances."""
-        queues_s = sum(view.prefill[index].queue_s(now, math.inf) for _, index in view.prefill_order)
+        queues_s = sum(mirror.prefill[index].queue_s(now, math.inf) for _, index in mirror.prefill_order)
         return max(self.utilisation(instances, now), queues_s / instances / slo.ttft_s)
 
-    def decode_load(self, view: ClusterView, costs: TimeModel, slo: SLO, instances: int) -> float:
+    def decode_load(self, mirror: ClusterMirror, costs: TimeModel, slo: SLO, instances: int) -> float:
         """Of today's requests, those in prefill included, on so many instances."""
-        pool = [view.decode[index] for _, index in view.decode_order]
+        pool = [mirror.decode[index] for _, index in mirror.decode_order]
         batch = sum(decode.assigned for decode in pool) / instances
         return costs.decode_s(batch, sum(decode.assigned_tokens for decode in pool) / instances) / slo.tbt_s
 
@@ -130,9 +130,9 @@ class RoleController:
         for pool in self._refused:
             self._refused[pool] *= keep
 
-    def _needy(self, view: ClusterView, costs: TimeModel, slo: SLO, now: float) -> str | None:
+    def _needy(self, mirror: ClusterMirror, costs: TimeModel, slo: SLO, now: float) -> str | None:
         """The pool that is overloaded while the other can spare an instance."""
-        prefill, decode = len(view.prefill_order), len(view.decode_order)
+        prefill, decode = len(mirror.prefill_order), len(mirror.decode_order)
         if not (prefill and decode):
             return None
 
@@ -142,10 +142,10 @@ class RoleController:
         def can_spare(pool: str, load: float) -> bool:
             return load < self.config.low and not self.lacks(pool)
 
-        if overloaded(PREFILL, self.prefill_load(view, slo, prefill, now)):
-            spared = decode > 1 and can_spare(DECODE, self.decode_load(view, costs, slo, decode - 1))
+        if overloaded(PREFILL, self.prefill_load(mirror, slo, prefill, now)):
+            spared = decode > 1 and can_spare(DECODE, self.decode_load(mirror, costs, slo, decode - 1))
             return PREFILL if spared else None
-        if overloaded(DECODE, self.decode_load(view, costs, slo, decode)):
-            spared = prefill > 1 and can_spare(PREFILL, self.prefill_load(view, slo, prefill - 1, now))
+        if overloaded(DECODE, self.decode_load(mirror, costs, slo, decode)):
+            spared = prefill > 1 and can_spare(PREFILL, self.prefill_load(mirror, slo, prefill - 1, now))
             return DECODE if spared else None
         return None

@@ -1,54 +1,6 @@
-"""What the Conductor is asked, what it sees and what it answers. Live and simulated clusters share these types."""
+"""What the Conductor is told and what it answers. Live and simulated clusters share these types."""
 
 import dataclasses
-from typing import Protocol
-
-
-class PrefillInstance(Protocol):
-    """A prefill (or coupled) instance, live or simulated.
-
-    Attributes:
-        name: unique in the cluster.
-        index: its bit in the `PrefixIndex` and its place in `ClusterView.prefill`.
-    """
-
-    name: str
-    index: int
-
-    def queue_s(self, now: float, queue_key: float) -> float:
-        """Predicted seconds until a request that sorts at `queue_key` in the queue would start."""
-        ...
-
-    def fetch_wait_s(self, now: float, source: int) -> float:
-        """Predicted seconds before a fetch of KV from instance `source` could start (congestion of both NICs)."""
-        ...
-
-
-class DecodeInstance(Protocol):
-    """A decode (or coupled) instance.
-
-    Attributes:
-        name, index: as of a prefill instance, in the decode pool.
-        assigned: requests promised to it: in prefill, in transfer, waiting and running.
-        assigned_tokens: KV tokens of those, as far as known.
-        present: requests whose KV has arrived: waiting and running.
-        present_tokens: KV tokens of those.
-        kv_capacity_tokens: device memory for KV.
-    """
-
-    name: str
-    index: int
-
-    @property
-    def assigned(self) -> int: ...
-    @property
-    def assigned_tokens(self) -> int: ...
-    @property
-    def present(self) -> int: ...
-    @property
-    def present_tokens(self) -> int: ...
-    @property
-    def kv_capacity_tokens(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,17 +46,21 @@ class PrefillReport:
     """What an instance measured of a prefill that is done.
 
     Attributes:
-        queue_s: from its placement to its start.
-        fetch_s: from its placement until the KV of another instance was there; 0 without one.
+        started_s: when it began.
+        fetched_s: when the KV of another holder was there; `None` where none was fetched.
         execution_s: from its start to its end.
-        reused_tokens: whose KV was not computed.
+        compute_s: device time.
+        reused_tokens: prompt tokens whose KV was not computed.
+        slow_tokens: those of `reused_tokens` that were read from the instance's own slow tier.
         decodes: false for a request that ends with its first token.
     """
 
-    queue_s: float
-    fetch_s: float
+    started_s: float
+    fetched_s: float | None
     execution_s: float
+    compute_s: float
     reused_tokens: int
+    slow_tokens: int = 0
     decodes: bool = True
 
 

@@ -61,5 +61,8 @@ class NodeCache:
                 tier.remove(block)
         return lost
 
+    def __contains__(self, block: Hashable) -> bool:
+        return block in self._host or block in self._ssd
+
     def __len__(self) -> int:
         return len(self._host) + len(self._ssd)

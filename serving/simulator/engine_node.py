@@ -9,16 +9,16 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
+from serving.cluster.gaps import Progression
+from serving.cluster.instance import Events
+from serving.conductor import TimeModel
 from serving.request import TraceRequest
-from serving.simulator.batch import Timer
-from serving.simulator.cache import NodeCache
+from serving.simulator.clock import Timer
 from serving.simulator.dry_engine import DryEngine, SequenceProgress
-from serving.simulator.errors import SimulatorError
-from serving.simulator.gaps import Progression
-from serving.simulator.performance import Performance
-from serving.simulator.request_state import RequestState
+from serving.simulator.prefill_node import Prefilled
+from serving.simulator.simulated_request import SimulatedRequest
 from serving.simulator.step_runs import EvenRun, NoisyRun, StepRun
-from serving.simulator.steps import StepWork
+from serving.simulator.steps import EngineModel, StepWork
 
 # A sleeping engine wakes a little after an arrival, and finds everything that arrived with it.
 _WAKE_S = 1e-4
@@ -27,40 +27,34 @@ _LONGEST_RUN = 64
 
 @dataclasses.dataclass(slots=True)
 class _Member:
-    state: RequestState
-    last_token_s: float = 0.0
+    state: SimulatedRequest
+    last_token_s: float | None = None
     gaps: list[Progression] = dataclasses.field(default_factory=list)
 
 
 class EngineNode:
-    """An engine as the cluster sees it. A `PrefillInstance` and a `DecodeInstance`."""
+    """An engine as the cluster sees it: it takes prompts (`enqueue`) and decodes them by itself."""
 
     def __init__(
         self,
+        *,
         name: str,
         index: int,
-        performance: Performance,
+        model: EngineModel,
+        costs: TimeModel,
         at: Timer,
-        finished: Callable[[RequestState, float], None],
-        cache: NodeCache,
-        prefilled: Callable[[RequestState, float], None],
+        events: Events,
+        prefilled: Prefilled,
         prompt: Callable[[TraceRequest], Sequence[int]],
         seed: int,
     ) -> None:
-        if performance.engine is None:
-            raise SimulatorError("This performance model has no engine in it; calibrate one.")
-        self.name, self.index, self.cache = name, index, cache
-        self.costs, self.times = performance.costs, performance.decode_times
-        self.kv_capacity_tokens = 1 << 60  # An engine queues whatever it cannot hold yet.
-        self.busy_s = 0.0
-        self.assigned = self.assigned_tokens = 0
-        self.present = self.present_tokens = 0
-        self._at, self._finished, self._prefilled, self._prompt = at, finished, prefilled, prompt
-        self._model = performance.engine
-        self._engine = DryEngine(self._model)
+        """`prompt` makes a request's token ids; `costs` tell the device time of its prefill."""
+        self.index, self.costs = index, costs
+        self._at, self._events, self._prefilled, self._prompt = at, events, prefilled, prompt
+        self._model = model
+        self._engine = DryEngine(model)
         self._members: dict[str, _Member] = {}
-        self._prompts_s = 0.0
-        self._queued = 0
+        self._present_tokens = 0
         self._start_s = 0.0
         self._steps: StepRun = EvenRun(0.0, 0.0)
         self._planned = 0
@@ -68,31 +62,9 @@ class EngineNode:
         self._version = 0
         self._awake = False
 
-    @property
-    def queued(self) -> int:
-        return self._queued
-
-    def queue_s(self, now: float, queue_key: float) -> float:
-        """Work of the prompts that are not computed yet; the engine orders them by arrival."""
-        del now, queue_key
-        return self._prompts_s
-
-    def fetch_wait_s(self, now: float, source: int) -> float:
-        """Coupled nodes never fetch."""
-        del now, source
-        return float("inf")
-
-    def assign(self, state: RequestState, sign: int) -> float:
-        """Counts a promise (+1) or its end (-1); returns the load that orders decode instances: predicted TBT, s."""
-        self.assigned += sign
-        self.assigned_tokens += sign * state.request.input_tokens
-        return self.times.decode_s(self.assigned, self.assigned_tokens)
-
-    def enqueue(self, state: RequestState, now: float) -> None:
+    def enqueue(self, state: SimulatedRequest, now: float) -> None:
         request = state.request
         self._members[request.id] = _Member(state)
-        self._prompts_s += state.placement.predicted_prefill_s
-        self._queued += 1
         self._engine.add(request.with_prompt(self._prompt(request)))
         if not self._awake:
             self._awake = True
@@ -102,30 +74,36 @@ class EngineNode:
             if done < self._planned:
                 self._run(done)
 
-    def join(self, state: RequestState, now: float) -> None:
+    def join(self, state: SimulatedRequest, now: float) -> None:
         """The prompt is computed and the request decodes on: the engine has it in its batch already."""
         del now
-        self.present += 1
-        self.present_tokens += state.request.input_tokens
+        self._load(state.request.input_tokens)
 
-    def fail(self, now: float) -> list[RequestState]:
-        """Drops everything; returns what was here, each with what it had got until now as its past."""
+    def withdraw(self, request_id: str, now: float) -> None:
+        """Drops a request, if it is here."""
+        del now
+        if self._members.pop(request_id, None) is not None:
+            self._engine.abort(request_id)
+
+    def fail(self, now: float) -> None:
+        """Drops everything, after a report of the tokens that came until now."""
         if self._planned:
             done = min(self._steps.within(now - self._start_s), self._planned - 1)
             end_s = self._start_s + self._steps.seconds(done)
             for progress in self._engine.complete(done) if done else ():
                 self._progressed(progress, done, end_s)
         for member in self._members.values():
-            if member.state.first_token_s > 0:
-                member.state.remember(member.gaps, member.last_token_s)
-        lost = [member.state for member in self._members.values()]
+            if member.last_token_s is not None:
+                self._events.tokens(member.state.request.id, member.gaps, member.last_token_s)
         self._members.clear()
         self._engine = DryEngine(self._model)
         self._version += 1
         self._planned, self._awake = 0, False
-        self._prompts_s, self._queued = 0.0, 0
-        self.present = self.present_tokens = 0
-        return lost
+        self._present_tokens = 0
+
+    def _load(self, tokens: int) -> None:
+        self._present_tokens += tokens
+        self._events.loaded(self.index, self._present_tokens)
 
     def _begin(self, version: int, now: float) -> None:
         """Plans the next step, or sleeps."""
@@ -159,36 +137,27 @@ class EngineNode:
         if version != self._version:
             return
         steps = self._planned
-        self.busy_s += self._steps.seconds(steps)
         for progress in self._engine.complete(steps):
             self._progressed(progress, steps, now)
         self._begin(version, now)
 
     def _progressed(self, progress: SequenceProgress, steps: int, now: float) -> None:
         member = self._members[progress.request_id]
-        state = member.state
-        if progress.first:
-            self._first_token(state, progress.cached_tokens, now)
-        else:
-            member.gaps += self._steps.gaps(steps, self._start_s - member.last_token_s)
+        state, last_token_s = member.state, member.last_token_s
         member.last_token_s = now
+        if last_token_s is None:
+            if progress.finished:
+                del self._members[progress.request_id]
+            self._first_token(state, progress.cached_tokens, now)
+            return
+        member.gaps += self._steps.gaps(steps, self._start_s - last_token_s)
         if progress.finished:
             del self._members[progress.request_id]
-            if not progress.first:
-                self.present -= 1
-                self.present_tokens -= state.request.input_tokens
-                state.tbt_s = state.longest_gaps_s(member.gaps)
-                self._finished(state, now)
+            self._load(-state.request.input_tokens)
+            self._events.finished(state.request.id, state.attempt, member.gaps, now)
 
-    def _first_token(self, state: RequestState, cached_tokens: int, now: float) -> None:
-        self._queued -= 1
-        self._prompts_s = self._prompts_s - state.placement.predicted_prefill_s if self._queued else 0.0
+    def _first_token(self, state: SimulatedRequest, cached_tokens: int, now: float) -> None:
         state.compute_s = state.prefill_s = self.costs.prefill_s(state.request.input_tokens, cached_tokens)
         state.started_s = now - state.prefill_s
-        state.placement = dataclasses.replace(state.placement, reused_tokens=cached_tokens)
-        joined = self.present
+        state.reused_tokens = cached_tokens
         self._prefilled(state, now)
-        if state.request.output_tokens > 1 and self.present == joined:
-            # Refused after its prefill.
-            del self._members[state.request.id]
-            self._engine.abort(state.request.id)

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.presets import PRESETS
 from serving.conductor import TimeModel
 from serving.conductor.pipeline import PipelineTimeModel
-from serving.simulator.batch import DecodeTimes
+from serving.simulator.decode_node import DecodeTimes
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.errors import SimulatorError
 from serving.simulator.steps import EngineModel

@@ -1,14 +1,13 @@
 """A group of prefill nodes that compute prompts as a pipeline of chunks."""
 
 from collections import deque
-from collections.abc import Callable
 
+from serving.cluster.instance import Events
 from serving.conductor.pipeline import PipelineTimeModel
-from serving.simulator.batch import Timer
-from serving.simulator.cache import NodeCache
-from serving.simulator.nodes import Nic, PrefillNode
+from serving.simulator.clock import Timer
 from serving.simulator.performance import Performance
-from serving.simulator.request_state import RequestState
+from serving.simulator.prefill_node import Prefilled, PrefillNode
+from serving.simulator.simulated_request import SimulatedRequest
 
 
 class PrefillGroup(PrefillNode):
@@ -19,44 +18,43 @@ class PrefillGroup(PrefillNode):
 
     def __init__(
         self,
-        name: str,
+        *,
         index: int,
         performance: Performance,
-        nics: list[Nic],
-        cache: NodeCache,
         at: Timer,
-        done: Callable[[RequestState, float], None],
+        events: Events,
+        prefilled: Prefilled,
         layer_wise: bool,
         costs: PipelineTimeModel,
     ) -> None:
-        super().__init__(name, index, performance, nics, cache, at, done, layer_wise)
+        super().__init__(
+            index=index, performance=performance, at=at, events=events, prefilled=prefilled, layer_wise=layer_wise
+        )
         self._costs = costs
         self._free_s = [0.0] * costs.stages
         # `None` stands for a prompt that was given up on its way.
-        self._inside: deque[RequestState | None] = deque()
+        self._inside: deque[SimulatedRequest | None] = deque()
 
-    def fail(self, now: float) -> list[RequestState]:
-        inside = [state for state in self._inside if state is not None and state is not self.running]
-        for state in inside:
-            self._spend(state, now)
-        lost = [*inside, *super().fail(now)]
+    def fail(self, now: float) -> None:
+        for state in self._inside:
+            if state is not None and state is not self.running:
+                self._spend(state, now)
+        super().fail(now)
         self._inside.clear()
-        self._epoch += 1
+        self._version += 1
         self._free_s = [now] * self._costs.stages
-        return lost
 
-    def withdraw(self, state: RequestState, now: float) -> None:
+    def withdraw(self, request_id: str, now: float) -> None:
         """Gives up a request that waits here; one that is in the pipeline already keeps its stages busy."""
-        if state in self._inside:
-            self._inside[self._inside.index(state)] = None
-        else:
-            super().withdraw(state, now)
-
-    def _work_s(self, state: RequestState) -> float:
-        return self._costs.occupied_s(state.request.input_tokens, state.placement.reused_tokens)
+        for place, state in enumerate(self._inside):
+            if state is not None and state.request.id == request_id:
+                self._inside[place] = None
+                self._events.stopped(request_id, state.compute_s)
+                return
+        super().withdraw(request_id, now)
 
     def _start(self, now: float) -> None:
-        state = self._next()
+        state = self._queue.pop(0)[2]
         tokens, reused, costs = state.request.input_tokens, state.placement.reused_tokens, self._costs
         waits_s = self._waits_s(state, now, costs.stages)
         if self._layer_wise:
@@ -71,18 +69,18 @@ class PrefillGroup(PrefillNode):
         state.compute_s = costs.occupied_s(tokens, reused) * costs.stages
         self.running = state
         self._inside.append(state)
-        self._busy_until_s = free_s[0]
-        self._at(free_s[0], self._passed_first, self._epoch)
-        self._at(free_s[-1], self._finish, self._epoch)
+        self._events.began(self.index, state.request.id, free_s[0])
+        self._at(free_s[0], self._passed_first, self._version)
+        self._at(free_s[-1], self._finish, self._version)
 
-    def _passed_first(self, epoch: int, now: float) -> None:
-        if epoch == self._epoch:
+    def _passed_first(self, version: int, now: float) -> None:
+        if version == self._version:
             self.running = None
             if self._queue:
                 self._start(now)
 
-    def _finish(self, epoch: int, now: float) -> None:
-        if epoch == self._epoch:
+    def _finish(self, version: int, now: float) -> None:
+        if version == self._version:
             state = self._inside.popleft()
             if state is not None:
-                self._done(state, now)
+                self._prefilled(state, now)

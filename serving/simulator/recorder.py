@@ -8,10 +8,9 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from serving.cluster.request_state import RequestState
 from serving.conductor import Conductor
 from serving.request import TraceRequest
-from serving.simulator.cluster import Cluster
-from serving.simulator.request_state import RequestState
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +41,10 @@ class Recorder:
         self._watched = watched or {}
         self._spans: list[dict[str, Any]] | None = [] if timeline else None
 
-    def sample(self, cluster: Cluster, conductor: Conductor, now: float) -> None:
-        view = cluster.view
+    def sample(self, conductor: Conductor, now: float) -> None:
+        mirror = conductor.mirror
         prefill_loads, decode_loads = conductor.loads(now)
-        batches = [cluster.decode[index] for _, index in view.decode_order]
+        batches = [mirror.decode[index] for _, index in mirror.decode_order]
         self.samples.append(
             Sample(
                 time_s=now,
@@ -53,22 +52,23 @@ class Recorder:
                 decode_instances=len(decode_loads),
                 prefill_load=sum(prefill_loads.values()) / max(1, len(prefill_loads)),
                 decode_load=sum(decode_loads.values()) / max(1, len(decode_loads)),
-                queued=sum(cluster.prefill[index].queued for _, index in view.prefill_order),
+                queued=sum(len(mirror.prefill[index].queue) for _, index in mirror.prefill_order),
                 decoding=sum(batch.present for batch in batches),
                 deferred=conductor.deferred,
-                replicas={rank: view.directory.holders(block).bit_count() for rank, block in self._watched.items()},
+                replicas={rank: mirror.directory.holders(block).bit_count() for rank, block in self._watched.items()},
             )
         )
         self.next_sample_s = now - now % self._interval_s + self._interval_s
 
     def prefilled(self, state: RequestState, node: str, now: float) -> None:
-        if self._spans is not None:
-            details = {"tokens": state.request.input_tokens, "reused": state.placement.reused_tokens}
+        if self._spans is not None and state.started_s is not None:
+            details = {"tokens": state.request.input_tokens, "reused": state.hit_tokens}
             self._spans.append(_span("prefill", node, state.request.id, state.started_s, now, details))
 
     def decoded(self, state: RequestState, node: str, now: float) -> None:
-        if self._spans is not None:
-            details = {"tokens": state.request.output_tokens, "tbt_s": state.tbt_s}
+        if self._spans is not None and state.first_token_s is not None:
+            earlier = state.resumed.tokens if state.resumed is not None else 0
+            details = {"tokens": state.tokens - earlier, "tbt_s": state.tbt_s}
             self._spans.append(_span("decode", node, state.request.id, state.first_token_s, now, details))
 
     def write_timeline(self, path: str | os.PathLike[str]) -> None:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
-from serving.simulator.gaps import Progression, iterations_within, progression_sum
+from serving.cluster.gaps import Progression, iterations_within, progression_sum
 
 
 class StepRun(Protocol):

@@ -9,9 +9,9 @@ import pytest
 
 from serving.conductor import SLO, ConductorConfig
 from serving.conductor.estimators import MeanError, TimeEstimator
+from serving.conductor.links import Links
 from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
-from serving.simulator.nodes import Nic, transfer
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation
@@ -223,16 +223,17 @@ def test_every_instance_has_a_load() -> None:
         {"p0": 0.0, "p1": 0.0},
         {"d0": COSTS.decode_s(0, 0) / 0.2, "d1": COSTS.decode_s(0, 0) / 0.2},
     )
-    simulation._arrive(TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=10), 0.0)
+    simulation.arrive(TraceRequest(id="0", arrival_s=0.0, input_tokens=8000, output_tokens=10), 0.0)
     assert simulation.conductor.loads(0.5)[0]["p0"] == pytest.approx((COSTS.prefill_s(8000, 0) - 0.5) / 10)
 
 
 def test_transfers_wait_for_sender_and_receiver() -> None:
-    sender, receiver, others = Nic(), Nic(), [Nic() for _ in range(4)]
-    assert [transfer(sender, other, 1.0, 0.0) for other in others[:2]] == [1.0, 2.0]
-    assert [transfer(other, receiver, 1.0, 0.0) for other in others[2:]] == [1.0, 2.0]
+    links, sender, receiver = Links([1] * 6), 0, 1
+    assert [links.book(sender, other, 1.0, 0.0) for other in (2, 3)] == [1.0, 2.0]
+    assert [links.book(other, receiver, 1.0, 0.0) for other in (4, 5)] == [1.0, 2.0]
+    assert links.wait_s(sender, receiver, 0.5) == 1.5
     # Both directions at once.
-    assert transfer(receiver, sender, 1.0, 0.0) == 1.0
+    assert links.book(receiver, sender, 1.0, 0.0) == 1.0
 
 
 def test_the_shortest_predicted_outputs_leave_the_waiting_room_first() -> None:

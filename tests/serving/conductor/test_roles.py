@@ -1,81 +1,42 @@
 """Roles change when one pool is overloaded and the other can spare an instance, and at no other time."""
 
-import dataclasses
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.conductor import SLO, ClusterView, RoleConfig
+from serving.conductor import SLO, ClusterMirror, RoleConfig
 from serving.conductor.errors import ConductorError
 from serving.conductor.roles import DECODE, PREFILL, RoleChange, RoleController
-from serving.simulator.performance import mooncake_a800
+from tests.serving.conductor.mirrors import COSTS, mirror_of
 
-COSTS = mooncake_a800().costs
 LIMITS = SLO(30.0, 0.1)
 CONFIG = RoleConfig(looks=3, cooldown_s=30.0, window_s=60.0)
 
 
-@dataclasses.dataclass
-class Instance:
-    """Either kind, with so many seconds of queue or so many requests of 1,000 tokens."""
-
-    name: str
-    index: int
-    load: float
-    kv_capacity_tokens: int = 10**6
-
-    def queue_s(self, now: float, queue_key: float) -> float:
-        return self.load
-
-    def fetch_wait_s(self, now: float, source: int) -> float:
-        return 0.0
-
-    @property
-    def assigned(self) -> int:
-        return int(self.load)
-
-    present = assigned
-
-    @property
-    def assigned_tokens(self) -> int:
-        return 1000 * self.assigned
-
-    present_tokens = assigned_tokens
-
-
-def view_of(queues_s: list[float], batches: list[int]) -> ClusterView:
-    prefill = [Instance(f"p{i}", i, load) for i, load in enumerate(queues_s)]
-    decode = [Instance(f"d{i}", i, load) for i, load in enumerate(batches)]
-    view = ClusterView([*prefill], [*decode], 512)
-    for node in prefill:
-        view.prefill_order.set(node.index, node.load)
-    for node in decode:
-        view.decode_order.set(node.index, node.load)
-    return view
-
-
-def look(controller: RoleController, view: ClusterView, times: int, start_s: float = 0.0) -> list[RoleChange | None]:
-    return [controller.decide(view, COSTS, LIMITS, start_s + i) for i in range(times)]
+def look(
+    controller: RoleController, mirror: ClusterMirror, times: int, start_s: float = 0.0
+) -> list[RoleChange | None]:
+    return [controller.decide(mirror, COSTS, LIMITS, start_s + i) for i in range(times)]
 
 
 def test_the_least_loaded_decode_instance_is_given_to_an_overloaded_prefill_pool() -> None:
-    view = view_of([60.0, 60.0], [5, 3, 4])
+    mirror = mirror_of([60.0, 60.0], [5, 3, 4])
     controller = RoleController(CONFIG)
-    assert look(controller, view, 4) == [None, None, RoleChange(DECODE, 1), None]
-    assert 1 not in view.decode_order
+    assert look(controller, mirror, 4) == [None, None, RoleChange(DECODE, 1), None]
+    assert 1 not in mirror.decode_order
     # Nothing more until that is done, nor while the pools rest.
-    assert look(controller, view, 10, 10.0) == [None] * 10
+    assert look(controller, mirror, 10, 10.0) == [None] * 10
     controller.switched(20.0)
-    assert look(controller, view, 30, 20.0) == [None] * 30
-    assert look(controller, view, 3, 50.0)[-1] == RoleChange(DECODE, 2)
+    assert look(controller, mirror, 30, 20.0) == [None] * 30
+    assert look(controller, mirror, 3, 50.0)[-1] == RoleChange(DECODE, 2)
 
 
 def test_the_least_loaded_prefill_instance_is_given_to_an_overloaded_decode_pool() -> None:
     # 22.5 ms + 20 (4 ms + 34.5 us) is beyond 0.9 of 100 ms.
-    view = view_of([2.0, 1.0, 3.0], [20, 20])
-    assert look(RoleController(CONFIG), view, 3) == [None, None, RoleChange(PREFILL, 1)]
+    mirror = mirror_of([2.0, 1.0, 3.0], [20, 20])
+    assert look(RoleController(CONFIG), mirror, 3) == [None, None, RoleChange(PREFILL, 1)]
 
 
 def test_work_that_was_offered_lately_counts_without_a_queue() -> None:
@@ -83,32 +44,32 @@ def test_work_that_was_offered_lately_counts_without_a_queue() -> None:
     for second in range(600):
         controller.work(1.9, float(second))
     assert controller.utilisation(2, 600.0) == pytest.approx(0.95, rel=0.02)
-    assert look(controller, view_of([0.0, 0.0], [3, 3]), 3, 600.0)[-1] == RoleChange(DECODE, 0)
+    assert look(controller, mirror_of([0.0, 0.0], [3, 3]), 3, 600.0)[-1] == RoleChange(DECODE, 0)
     assert controller.utilisation(2, 660.0) == pytest.approx(0.95 / math.e, rel=0.03)
 
 
 def test_a_pool_that_refusals_show_to_be_short_gets_an_instance() -> None:
     """Admission keeps both pools within their limits, so their loads say nothing."""
-    controller, view = RoleController(CONFIG), view_of([0.0, 0.0], [15, 15])
+    controller, mirror = RoleController(CONFIG), mirror_of([0.0, 0.0], [15, 15])
     for second in range(100):
         controller.arrived(float(second), DECODE if second % 10 == 0 else None)
-    assert look(controller, view, 3, 100.0)[-1] == RoleChange(PREFILL, 0)
+    assert look(controller, mirror, 3, 100.0)[-1] == RoleChange(PREFILL, 0)
     # The pool that is short itself gives nothing.
-    controller, view = RoleController(CONFIG), view_of([60.0, 60.0], [3, 3])
+    controller, mirror = RoleController(CONFIG), mirror_of([60.0, 60.0], [3, 3])
     for second in range(100):
         controller.arrived(float(second), DECODE if second % 10 == 0 else None)
-    assert look(controller, view, 9, 100.0) == [None] * 9
+    assert look(controller, mirror, 9, 100.0) == [None] * 9
 
 
 def test_no_instance_is_given_that_is_needed_or_the_last() -> None:
-    assert look(RoleController(CONFIG), view_of([60.0], [17, 17]), 9) == [None] * 9
-    assert look(RoleController(CONFIG), view_of([60.0], [0]), 9) == [None] * 9
-    assert look(RoleController(CONFIG), view_of([0.0], [40, 40]), 9) == [None] * 9
+    assert look(RoleController(CONFIG), mirror_of([60.0], [17, 17]), 9) == [None] * 9
+    assert look(RoleController(CONFIG), mirror_of([60.0], [0]), 9) == [None] * 9
+    assert look(RoleController(CONFIG), mirror_of([0.0], [40, 40]), 9) == [None] * 9
 
 
 @given(st.lists(st.booleans(), max_size=40))
 def test_a_load_that_comes_and_goes_moves_nothing_before_enough_looks_agree(overloads: list[bool]) -> None:
-    calm, busy = view_of([0.0, 0.0], [3, 3]), view_of([60.0, 60.0], [3, 3])
+    calm, busy = mirror_of([0.0, 0.0], [3, 3]), mirror_of([60.0, 60.0], [3, 3])
     controller = RoleController(CONFIG)
     run = 0
     for now, overload in enumerate(overloads):
@@ -122,17 +83,13 @@ def test_a_load_that_comes_and_goes_moves_nothing_before_enough_looks_agree(over
 @given(st.integers(2, 20), st.integers(2, 20), st.floats(0, 60), st.integers(0, 60))
 def test_the_pool_that_gave_is_not_the_next_to_ask(prefill: int, decode: int, queue_s: float, batch: int) -> None:
     """Hysteresis: with the same load spread over the pools that result, no instance is called back."""
-    view = view_of([queue_s] * prefill, [batch] * decode)
-    changes = look(RoleController(CONFIG), view, 3)
+    mirror = mirror_of([queue_s] * prefill, [batch] * decode)
+    changes = look(RoleController(CONFIG), mirror, 3)
     if changes[-1] is None:
         return
     step = 1 if changes[-1].role == DECODE else -1
-    after = view_of([queue_s * prefill / (prefill + step)] * (prefill + step), [0] * (decode - step))
-    for node in after.decode:
-        after.decode_order.set(node.index, 0.0)
-    spread = batch * decode / (decode - step)
-    for node in after.decode:
-        node.load = math.floor(spread)
+    spread = math.floor(batch * decode / (decode - step))
+    after = mirror_of([queue_s * prefill / (prefill + step)] * (prefill + step), [spread] * (decode - step))
     assert look(RoleController(CONFIG), after, 3)[-1] in (None, RoleChange(changes[-1].role, 0))
 
 

@@ -96,14 +96,18 @@ def check_requests(simulation: Simulation, trace: Trace, performance: Performanc
 
 
 def check_leftovers(simulation: Simulation, trace: Trace) -> None:
-    for node in simulation.cluster.decode:
+    for node in simulation.mirror.decode:
         assert (node.assigned, node.assigned_tokens, node.present) == (0, 0, 0)
     conductor = simulation.conductor
     assert (conductor.in_flight, conductor.deferred, conductor.occupancy.running) == (0, 0, 0)
-    assert not any(conductor._decoding)
-    caches = [*simulation.cluster.caches, *([simulation.cluster.store.cache] if simulation.cluster.store else [])]
+    assert not simulation.coordinator.busy
+    assert not simulation.cluster.world.requests
+    caches = [
+        *simulation.cluster.world.caches,
+        *([simulation.cluster.world.store.cache] if simulation.cluster.world.store else []),
+    ]
     blocks = {block for request in trace.requests for block in request.keys}
-    known = sum(simulation.cluster.view.directory.holders(block).bit_count() for block in blocks)
+    known = sum(simulation.mirror.directory.holders(block).bit_count() for block in blocks)
     assert sum(len(cache) for cache in caches) == known
 
 

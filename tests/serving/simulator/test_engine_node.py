@@ -236,7 +236,7 @@ def test_an_engine_without_work_is_empty() -> None:
         TraceRequest(id=str(i), arrival_s=0.01 * i, input_tokens=5 + i, output_tokens=1 + i) for i in range(30)
     )
     simulation.run(Trace("short", requests))
-    node = simulation.cluster.decode[0]
+    node = simulation.mirror.decode[0]
     assert (node.assigned, node.assigned_tokens, node.present, node.present_tokens) == (0, 0, 0, 0)
 
 
@@ -300,5 +300,5 @@ def test_requests_of_an_engine_that_dies_go_on_elsewhere(seed: int) -> None:
         if outcome.tbt_s is not None and outcome.ttft_s is not None:
             assert outcome.ttft_s + outcome.tbt_s <= outcome.finished_s - outcome.arrival_s + 1e-9
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
-    for node in simulation.cluster.decode:
+    for node in simulation.mirror.decode:
         assert (node.assigned, node.assigned_tokens, node.present, node.present_tokens) == (0, 0, 0, 0)

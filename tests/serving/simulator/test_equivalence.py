@@ -73,7 +73,7 @@ def compare(trace: Trace, performance: Performance, sizes: dict[str, int], block
     )
     # Capacity is refused by the Conductor too, from a predicted output; the brute force has no such opinion.
     simulation = Simulation(config, performance)
-    for node in simulation.cluster.decode:
+    for node in simulation.mirror.decode:
         node.kv_capacity_tokens = 10**9
     result = simulation.run(trace)
     jobs = BruteForce(performance, **sizes, blocks=blocks, size=SIZE, chunk=chunk).run(trace.requests)

@@ -168,11 +168,11 @@ def test_everything_is_completed_once_while_nodes_come_and_go(seed: int) -> None
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
     useful_s = result.prefill_s - result.wasted_prefill_s
     assert useful_s > 0
-    for node in simulation.cluster.decode:
+    for node in simulation.mirror.decode:
         assert (node.assigned, node.assigned_tokens, node.present) == (0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
-    held = sum(len(cache) for cache in simulation.cluster.caches)
-    directory = simulation.cluster.view.directory
+    held = sum(len(cache) for cache in simulation.cluster.world.caches)
+    directory = simulation.mirror.directory
     blocks = {block for request in trace.requests for block in request.keys}
     assert held == sum(directory.holders(block).bit_count() for block in blocks)
 

@@ -7,11 +7,11 @@ import pathlib
 import pytest
 
 from papers.comparison import REPRODUCED
+from serving.conductor.links import Links
 from serving.simulator.cache import EVICTIONS, NodeCache
 from serving.simulator.config import ClusterConfig
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.errors import SimulatorError
-from serving.simulator.nodes import Nic, transfer
 from serving.simulator.paper.hardware import break_even, figure_14
 from serving.simulator.performance import mooncake_a800, named_performance, read_performance, write_performance
 
@@ -58,10 +58,10 @@ def test_calibration_round_trip_and_its_errors(tmp_path: pathlib.Path) -> None:
 
 
 def test_two_pulls_from_one_sender_take_twice_as_long_as_one() -> None:
-    sender = Nic()
-    assert transfer(sender, Nic(), 2.0, now=1.0) == 3.0
-    assert transfer(sender, Nic(), 2.0, now=1.0) == 5.0
-    assert transfer(Nic(), Nic(), 2.0, now=1.0) == 3.0
+    links = Links([1] * 5)
+    assert links.book(0, 1, 2.0, since_s=1.0) == 3.0
+    assert links.book(0, 2, 2.0, since_s=1.0) == 5.0
+    assert links.book(3, 4, 2.0, since_s=1.0) == 3.0
 
 
 def test_host_overflows_to_ssd_and_a_prefix_always_survives() -> None:

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from serving.conductor import ConductorConfig, RoleConfig
 from serving.conductor.errors import ConductorError
+from serving.conductor.links import Links
 from serving.conductor.pipeline import PipelineTimeModel
 from serving.request import TraceRequest
 from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
-from serving.simulator.nodes import Nic, transfer
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation
@@ -118,11 +118,11 @@ def test_groups_win_on_long_prompts_at_low_load_and_lose_device_time() -> None:
 
 
 def test_the_nics_of_a_group_share_a_transfer() -> None:
-    pair, single, other = Nic(2), Nic(), Nic()
-    assert transfer(pair, single, 4.0, 0.0) == 4.0
+    links, pair, single, other = Links([2, 1, 1, 2, 2]), 0, 1, 2
+    assert links.book(pair, single, 4.0, 0.0) == 4.0
     # The pair has sent at half its rate, so half of its bandwidth is left to another receiver.
-    assert transfer(pair, other, 4.0, 0.0) == 6.0
-    assert transfer(Nic(2), Nic(2), 4.0, 1.0) == 3.0
+    assert links.book(pair, other, 4.0, 0.0) == 6.0
+    assert links.book(3, 4, 4.0, 1.0) == 3.0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -145,10 +145,10 @@ def test_nothing_is_left_behind_when_groups_die(seed: int) -> None:
     assert result == Simulation(config, performance).run(trace)
     assert all(outcome.outcome == "completed" for outcome in result.outcomes)
     assert sum(result.hits_by_tier.values()) == sum(outcome.hit_tokens for outcome in result.outcomes)
-    assert all(node.assigned == node.present == 0 for node in simulation.cluster.decode)
-    held = sum(len(cache) for cache in simulation.cluster.caches)
+    assert all(node.assigned == node.present == 0 for node in simulation.mirror.decode)
+    held = sum(len(cache) for cache in simulation.cluster.world.caches)
     blocks = {block for request in trace.requests for block in request.keys}
-    assert held == sum(simulation.cluster.view.directory.holders(block).bit_count() for block in blocks)
+    assert held == sum(simulation.mirror.directory.holders(block).bit_count() for block in blocks)
 
 
 def test_a_group_has_the_memory_and_the_price_of_its_nodes() -> None:

@@ -55,12 +55,12 @@ def test_nothing_is_left_in_the_cluster_after_a_run() -> None:
     trace = random_trace(random.Random(4), 300, 8.0)
     simulation = Simulation(ClusterConfig(prefill=3, decode=2, host_blocks=100), mooncake_a800())
     simulation.run(trace)
-    for node in simulation.cluster.decode:
-        assert (node.assigned, node.assigned_tokens, node.present, node.tokens) == (0, 0, 0, 0)
+    for node in simulation.mirror.decode:
+        assert (node.assigned, node.assigned_tokens, node.present, node.present_tokens) == (0, 0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
-    held = sum(len(cache) for cache in simulation.cluster.caches)
+    held = sum(len(cache) for cache in simulation.cluster.world.caches)
     counted = sum(
-        simulation.cluster.view.directory.holders(block).bit_count()
+        simulation.mirror.directory.holders(block).bit_count()
         for block in {block for request in trace.requests for block in request.keys}
     )
     assert held == counted <= 300

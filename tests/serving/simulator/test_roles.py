@@ -87,13 +87,13 @@ def test_nothing_is_left_behind_while_nodes_change_and_die(seed: int) -> None:
     result = simulation.run(trace)
     assert result == Simulation(config, mooncake_a800()).run(trace)
     assert [outcome.id for outcome in result.outcomes] == [request.id for request in trace.requests]
-    for node in simulation.cluster.decode:
+    for node in simulation.mirror.decode:
         assert (node.assigned, node.assigned_tokens, node.present) == (0, 0, 0)
     assert simulation.conductor.occupancy.running == 0
     # A node has at most one role.
     roles = [
-        *(i for _, i in simulation.cluster.view.prefill_order),
-        *(i + 4 if i < 4 else i - 4 for _, i in simulation.cluster.view.decode_order),
+        *(i for _, i in simulation.mirror.prefill_order),
+        *(i + 4 if i < 4 else i - 4 for _, i in simulation.mirror.decode_order),
     ]
     assert len(roles) == len(set(roles))
 

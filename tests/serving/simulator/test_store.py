@@ -55,8 +55,8 @@ def test_the_store_is_written_once_and_forgets_when_it_is_full() -> None:
     ]
     simulation = Simulation(ClusterConfig(prefill=2, decode=1, store_blocks=1000), A800)
     simulation.run(Trace("t", tuple(requests), SIZE))
-    assert simulation.cluster.store is not None
-    assert simulation.cluster.store.written_tokens == 100 * SIZE
+    assert simulation.cluster.world.store is not None
+    assert simulation.cluster.world.store.written_tokens == 100 * SIZE
     other = TraceRequest(id="1", arrival_s=20.0, input_tokens=60 * SIZE, output_tokens=1, keys=tuple(range(500, 560)))
     small = run(ClusterConfig(prefill=1, decode=1, host_blocks=0, store_blocks=100), requests[0], other, requests[2])
     # The least recently used go first, and of those the end of the prompt.
@@ -128,10 +128,10 @@ def test_the_directory_knows_what_is_on_which_ssd(seed: int) -> None:
         ClusterConfig(prefill=3, decode=1, host_blocks=60, ssd_blocks=100, failures=((9.0, 1),)), A800
     )
     simulation.run(trace)
-    directory = simulation.cluster.view.directory
+    directory = simulation.mirror.directory
     on_ssd = 0
     for block in {block for request in trace.requests for block in request.keys}:
-        for node, cache in enumerate(simulation.cluster.caches[:3]):
+        for node, cache in enumerate(simulation.cluster.world.caches[:3]):
             assert directory.holders(block, tier=1) >> node & 1 == cache.on_ssd([block])
             on_ssd += cache.on_ssd([block])
         assert not directory.holders(block, tier=0) & directory.holders(block, tier=1)

@@ -7,20 +7,14 @@ gaps that each member saw follow without visiting them. Where times come from a 
 
 import heapq
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from serving.simulator.gaps import Progression, iterations_within, progression_sum
-from serving.simulator.request_state import RequestState
+from serving.cluster.gaps import Progression, iterations_within, progression_sum
+from serving.cluster.instance import Events
+from serving.simulator.clock import Timer
+from serving.simulator.simulated_request import SimulatedRequest
 
 _TRIM = 4096
-_Argument = TypeVar("_Argument")
-
-
-class Timer(Protocol):
-    """The clock: calls `handler(argument, time)` when `time` comes."""
-
-    def __call__(self, time: float, handler: Callable[[_Argument, float], None], argument: _Argument) -> None: ...
 
 
 class DecodeTimes(Protocol):
@@ -31,29 +25,37 @@ class DecodeTimes(Protocol):
     def decode_run(self, batch: int, tokens: int) -> tuple[float, float, int]: ...
 
 
-class IteratingBatch:
-    """The running batch of one decode (or coupled) instance."""
+class DecodeNode:
+    """The running batch of one decode (or coupled) instance.
+
+    Attributes:
+        waiting: requests whose KV is here, in order of arrival.
+        tokens: KV tokens of the running batch.
+    """
 
     def __init__(
         self,
+        *,
+        index: int,
         times: DecodeTimes,
         capacity_tokens: int,
         max_batch: int,
         at: Timer,
-        finished: Callable[[RequestState, float], None],
+        events: Events,
+        reports_iterations: bool = False,
     ) -> None:
+        """`index` is that of the instance in the decode pool; `reports_iterations` where somebody learns from them."""
+        self.index = index
         self.times = times
         self.capacity_tokens = capacity_tokens
         self.max_batch = max_batch
-        self.waiting: deque[RequestState] = deque()
+        self.waiting: deque[SimulatedRequest] = deque()
         self.tokens = 0
         self.iterations = 0
-        # Told the batch, its mean tokens and the mean seconds of runs of iterations, where somebody learns from them.
-        self.report: Callable[[int, float, float], None] | None = None
         self._at = at
-        self._finished = finished
+        self._events, self._reports_iterations = events, reports_iterations
         self._reserved = 0
-        self._members: list[tuple[int, int, RequestState]] = []
+        self._members: list[tuple[int, int, SimulatedRequest]] = []
         self._start_s = 0.0
         self._last_token_s = 0.0
         self._first, self._increment, self._planned = 0.0, 0.0, 0
@@ -65,32 +67,29 @@ class IteratingBatch:
     def size(self) -> int:
         return len(self._members)
 
-    def join(self, state: RequestState, now: float) -> None:
+    def join(self, state: SimulatedRequest, now: float) -> None:
         """Takes a request whose KV is here; it joins when the current iteration ends."""
         self.waiting.append(state)
+        self._loaded()
         self._interrupt(now)
 
-    def members(self) -> list[RequestState]:
-        """Running requests."""
-        return [state for _, _, state in self._members]
-
-    def fail(self, now: float) -> list[RequestState]:
-        """Drops everything; returns what was here, each with what it had got until now as its past."""
+    def fail(self, now: float) -> None:
+        """Drops everything, after a report of the tokens that came until now."""
         if self._planned:
             # A token that would come this very moment is lost.
             done = min(iterations_within(self._first, self._increment, now - self._start_s), self._planned - 1)
             self._log_run(done, self._start_s + progression_sum(self._first, self._increment, done))
-        for state in self.members():
-            gaps = self._gaps(state)
-            state.remember(gaps, self._last_token_s if gaps else state.first_token_s)
-        for state in self.waiting:
-            state.remember([], state.first_token_s)
-        lost = [*self.members(), *self.waiting]
+        for _, _, state in self._members:
+            if gaps := self._gaps(state):
+                self._events.tokens(state.request.id, gaps, self._last_token_s)
         self._members.clear()
         self.waiting.clear()
         self._version += 1
         self.tokens = self._reserved = self._planned = 0
-        return lost
+
+    def _loaded(self) -> None:
+        waiting = sum(state.request.input_tokens for state in self.waiting) if self.waiting else 0
+        self._events.loaded(self.index, self.tokens + waiting)
 
     def _interrupt(self, now: float) -> None:
         """Ends the current run of iterations at the next iteration's end."""
@@ -114,9 +113,9 @@ class IteratingBatch:
             return
         count = self._planned
         self._log_run(count, now)
-        if self.report is not None:
+        if self._reports_iterations:
             size, mean = len(self._members), (count - 1) / 2
-            self.report(size, self.tokens + size * mean, self._first + self._increment * mean)
+            self._events.iterated(size, self.tokens + size * mean, self._first + self._increment * mean)
         self.iterations += count
         self.tokens += count * len(self._members)
         self._advance_prefill(count, now)
@@ -125,8 +124,8 @@ class IteratingBatch:
             held = state.request.input_tokens + state.request.output_tokens
             self.tokens -= held
             self._reserved -= held
-            state.tbt_s = state.longest_gaps_s(self._gaps(state))
-            self._finished(state, now)
+            self._loaded()
+            self._events.finished(state.request.id, state.attempt, self._gaps(state), now)
         self._change(now)
 
     def _log_run(self, count: int, end_s: float) -> None:
@@ -146,6 +145,7 @@ class IteratingBatch:
     def _change(self, now: float) -> None:
         """Admits whoever fits and starts the next run of iterations."""
         joined = self._admit(now)
+        self._loaded()
         size = len(self._members)
         if not size:
             self._log.clear()
@@ -162,9 +162,9 @@ class IteratingBatch:
         """First term and increment of the iteration times from now on, and how many follow that rule (0 = idle)."""
         return self.times.decode_run(size, self.tokens) if size else (0.0, 0.0, 0)
 
-    def _admit(self, now: float) -> list[RequestState]:
+    def _admit(self, now: float) -> list[SimulatedRequest]:
         """Requests join in order of arrival once the KV that they will ever need fits."""
-        joined: list[RequestState] = []
+        joined: list[SimulatedRequest] = []
         while self.waiting and len(self._members) < self.max_batch:
             request = self.waiting[0].request
             needed = request.input_tokens + request.output_tokens
@@ -185,7 +185,7 @@ class IteratingBatch:
         """Where iterations also compute prompts, those that this many iterations computed."""
         del iterations, now
 
-    def _gaps(self, state: RequestState) -> list[Progression]:
+    def _gaps(self, state: SimulatedRequest) -> list[Progression]:
         """Gaps that a member saw; the first reaches back to its first token."""
         log = self._log[state.log_start - self._log_base :]
         if log:
