@@ -6,6 +6,7 @@ nothing recombines. With `flips`, the GAN proposes basins and a climb by gradien
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -17,14 +18,15 @@ from gan.sequences.codes import hash_codes
 from gan.training import Gan, GanConfig, GanState
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HpganSettings:
     """The loop.
 
     Attributes:
-        start: uniform random codes evaluated first; at most a fifth of the budget.
-        elites: codes kept, the training set; at most a quarter of the start.
-        steps: updates of the GAN between two draws of codes.
+        training: codes int8 `[P, chips]` that are the first training set; None bootstraps it from random codes.
+        start: uniform random codes evaluated first, without a training set; at most a fifth of the budget.
+        elites: codes kept, the training set; at most a quarter of the start, at least twice the given training set.
+        steps: updates of the GAN between two draws of codes; 0 leaves the networks as drawn, a control.
         samples: codes drawn at a time; those not seen before are evaluated.
         fresh: share of new codes among the samples below which the networks begin anew, because they have collapsed.
         patience: draws in a row without any new code after which the search gives up.
@@ -32,26 +34,34 @@ class HpganSettings:
         polish_steps: at most so many steps per sample.
     """
 
-    start: int = 20_000
-    elites: int = 1000
-    steps: int = 150
-    samples: int = 1000
+    training: np.ndarray | None = None
+    start: int = 500
+    elites: int = 200
+    steps: int = 40
+    samples: int = 200
     fresh: float = 0.05
     patience: int = 10
-    flips: int = 0
+    flips: int = 2
     polish_steps: int = 30
-    gan: GanConfig = dataclasses.field(default_factory=GanConfig)
+    gan: GanConfig = dataclasses.field(
+        default_factory=functools.partial(GanConfig, batch=64, learning_rate=1e-3, ema=0.9)
+    )
 
 
 def _search(ledger: Ledger, config: HpganSettings) -> None:
     problem, budget, seed = ledger.problem, ledger.budget, ledger.seed
     gan = Gan(problem, dataclasses.replace(config.gan, seed=seed))
-    codes = problem.gauge(problem.random(np.random.default_rng(seed), min(config.start, max(4, budget // 5))))
-    size = min(config.elites, len(codes) // 4)
+    if config.training is None:
+        codes = problem.gauge(problem.random(np.random.default_rng(seed), min(config.start, max(4, budget // 5))))
+        size = min(config.elites, len(codes) // 4)
+    else:
+        codes = problem.gauge(config.training)
+        size = max(config.elites, 2 * len(codes))
     elites, scores = _best(codes, ledger.evaluate(codes), size)
     state, key, barren = gan.initial_state(), jax.random.key(seed), 0
     while not ledger.spent and barren < config.patience:
-        state = _train(ledger, gan, state, elites, config.steps)
+        # As many rows every time, however few elites there are, so that training compiles once.
+        state = _train(ledger, gan, state, np.resize(elites, (size, problem.chips)), config.steps)
         if ledger.spent:
             break
         key, sample_key = jax.random.split(key)
@@ -69,6 +79,9 @@ def _search(ledger: Ledger, config: HpganSettings) -> None:
 
 run = Search("hpgan", _search, HpganSettings)
 """Ends, too, when nothing new is drawn."""
+
+run_untrained = Search("hpgan_untrained", _search, functools.partial(HpganSettings, steps=0))
+"""The control: `run` with networks that learn nothing, so that what is found is the polish's."""
 
 
 def _train(ledger: Ledger, gan: Gan, state: GanState, elites: np.ndarray, steps: int) -> GanState:

@@ -87,7 +87,9 @@ def sampled(gan: Gan, train: np.ndarray, steps: int, count: int) -> np.ndarray:
 def held_out(
     split: metrics.Split, methods: Sequence[str], seed: int, steps: int, budget: int
 ) -> Iterator[dict[str, Any]]:
-    """Held-out class recall: two GANs trained on half of the classes, and searches that know none, at one budget.
+    """Held-out class recall at one budget: two GANs trained on half of the classes, and searches.
+
+    Of the searches, `hpgan` is given the training classes; the others know none.
 
     Evaluations of a GAN are its samples and what guidance costs: it is trained for fewer than `steps` updates where
     these would take more than half of the budget.
@@ -102,7 +104,7 @@ def held_out(
         row = {"method": label, "evaluations": worth.samples + training, "steps": affordable}
         yield name | row | dataclasses.asdict(worth)
     for method in methods:
-        result = METHODS[method](split.problem, budget, seed)
+        result = METHODS[method](split.problem, budget, seed, settings=_trained(method, split))
         hits = [entry for entry in result.entries if entry.hit]
         classes = {entry.class_id for entry in hits}
         yield name | {
@@ -112,6 +114,12 @@ def held_out(
             "novel_classes": len(classes - split.train_classes),
             "held_out_recall": metrics.held_out_recall(split, classes),
         }
+
+
+def _trained(method: str, split: metrics.Split) -> hpgan.HpganSettings | None:
+    """Settings with the training classes for the methods that take a training set; None for those that know none."""
+    steps = {"hpgan": hpgan.HpganSettings().steps, "hpgan_untrained": 0}.get(method)
+    return None if steps is None else hpgan.HpganSettings(training=split.train, steps=steps)
 
 
 def ablation(
@@ -132,7 +140,7 @@ def ablation(
     for codec, loss, guidance in itertools.product(chosen, losses, (0.0, 1.0)):
         report(f"{codec}, {loss}, guidance {guidance:g}")
         gan = GanConfig(codec=codec, loss=loss, guidance=guidance, batch=64, ema=0.9)
-        config = hpgan.HpganSettings(start=start, elites=start // 4, steps=20, samples=budget // 20, gan=gan)
+        config = hpgan.HpganSettings(start=start, elites=start // 4, steps=20, samples=budget // 20, flips=0, gan=gan)
         results = [hpgan.run(searched, budget, seed, settings=config) for seed in seeds]
         best = [result.best for result in results]
         yield {
