@@ -34,7 +34,7 @@ from serving.request import Request
 
 _logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
+WarmUpProgress = Callable[[int, int], None]
 
 # Most steps compiled at once: on a GPU each compilation tries matmuls, and needs memory beside weights and pool.
 _COMPILERS = 4
@@ -169,7 +169,7 @@ class Engine:
                 events[event.request_id].append(event)
         return [Generation.of(request_events) for request_events in events.values()]
 
-    def warm_up(self, progress: Progress | None = None) -> None:
+    def warm_up(self, progress: WarmUpProgress | None = None) -> None:
         """Compiles every shape that a step can have, so that none is compiled while serving.
 
         Args:
