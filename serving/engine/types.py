@@ -24,8 +24,8 @@ class EngineConfig:
         attention: paged-attention backend; `None` lets the dispatcher choose.
         seed: seeds requests that sample without a seed of their own.
         deterministic: tokens and log-probabilities of a request depend on nothing but the request: bit for bit the same
-            alone, under load, after preemption, after a resume, and in another engine of the same config. One step
-            shape for prefill and one for decode, steps of one kind only, prompt chunks that end at multiples of
+            alone, under load, after preemption, after a resume, and in another engine of the same config and mesh. One
+            step shape for prefill and one for decode, steps of one kind only, prompt chunks that end at multiples of
             `token_budget`, and tokens once emitted are computed by decode steps again; model/NOTES.md has the cost.
             Without it the order in which sums are rounded follows the load, so log-probabilities differ in their last
             bits, and in bfloat16 tokens do too (4 requests of 8 that were measured).
