@@ -31,7 +31,7 @@ class Crossing:
     nbytes: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SplitStep:
     """Dense slices (even levels) and attention slices (odd levels) of one step.
 

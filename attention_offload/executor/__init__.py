@@ -1,0 +1,1 @@
+"""Runs cut steps: attention on the devices that own the KV, all else on the devices that own the weights."""
