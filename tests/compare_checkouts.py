@@ -38,6 +38,11 @@ COMMANDS: dict[str, list[str]] = {
         "--calibration={calibration}",
     ],
     "cache_capacity": ["cache_capacity", "--trace={trace}", "--limit=6000", "--capacities=1000,10000"],
+    "hpgan_paper": [
+        "hpgan_paper", "--seeds=1", "--method=random,ga", "--budget=2000", "--held_out=ob_zcp:7",
+        "--held_out_budget=1000", "--held_out_steps=20", "--ablation_length=7", "--ablation_budget=1000",
+        "--codec=rank1", "--loss=ns",
+    ],
     "lamina_paper": ["lamina_paper"],
     "mooncake_paper": ["mooncake_paper", "--trace={trace}", "--table=break_even,figure_14,figure_9,figure_5"],
     "plan_capacity": ["plan_capacity", "--trace={trace}", "--limit=1000"],
