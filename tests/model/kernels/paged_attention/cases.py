@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from model.kernels.paged_attention.problem import Problem
+
 
 class Cache(NamedTuple):
     """The least a KV pool can be."""
@@ -76,6 +78,27 @@ def build(shape: Shape, lengths: list[int], queries: list[int], seed: int = 0) -
     )
 
 
+def build_integers(shape: Shape, lengths: list[int], queries: list[int]) -> Batch:
+    """A batch of small integers, exact in every dtype, that shows a missing key far above its rounding.
+
+    Scores are between -2 and 2. The value of a row's key j is positive in channel j modulo head_dim and zero in the
+    others, so a key that is dropped, doubled or taken from another page or head changes a channel by much.
+    """
+    batch = build(shape, lengths, queries)
+    q = np.random.default_rng(1).integers(0, 3, batch.q.shape) * shape.head_dim**0.5
+    k, v = (np.asarray(pool.astype(jnp.float32)).copy() for pool in batch.cache)
+    heads = np.arange(shape.kv_heads)
+    for row, length in enumerate(lengths):
+        for position in range(length):
+            page = batch.page_table[row, position // shape.page_size]
+            slot, channel = position % shape.page_size, position % shape.head_dim
+            k[page, :, slot] = v[page, :, slot] = 0
+            k[page, :, slot, channel] = (-1) ** position
+            v[page, :, slot, channel] = 1 + heads + 2 * (row % 4)
+    k, v = (jnp.asarray(pool, shape.dtype) for pool in (k, v))
+    return batch._replace(q=jnp.asarray(q, shape.dtype), cache=Cache(k, v))
+
+
 def quantize(cache: Cache, dtype: str) -> QuantizedCache:
     """The cache in one-byte values, scaled per token and head to the dtype's range; poisoned slots get NaN scales."""
     top = 127.0 if dtype == "int8" else float(jnp.finfo(dtype).max)
@@ -94,6 +117,14 @@ def dequantize(cache: QuantizedCache) -> Cache:
     return Cache(k * cache.k_scale[..., None], v * cache.v_scale[..., None])
 
 
+def problem(**changes: object) -> Problem:
+    """A decode step of 32 rows over bfloat16 KV, with these changes."""
+    sizes = {"tokens": 32, "rows": 32, "pages": 4096, "max_pages": 64, "q_heads": 64, "kv_heads": 8, "head_dim": 128}
+    dtypes = {"q_dtype": jnp.dtype("bfloat16"), "kv_dtype": jnp.dtype("bfloat16")}
+    options = {"page_size": 64, "max_query_len": 1, "scale": 0.1, "sliding_window": None, "soft_cap": None}
+    return Problem(**(sizes | dtypes | options | changes))
+
+
 def tolerance(dtype: str) -> float:
     """Largest difference from the float32 reference on values of order 1.
 
@@ -103,8 +134,21 @@ def tolerance(dtype: str) -> float:
     return {"float32": 1e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}[dtype]
 
 
-def dense_attention(batch: Batch, *, scale=None, sliding_window=None, soft_cap=None) -> tuple[np.ndarray, np.ndarray]:
-    """Independent reference in float64 numpy, one token and head at a time: (out, lse)."""
+def integer_tolerance(dtype: str) -> float:
+    """Largest relative difference on a batch of `build_integers`: that of a float32 sum, or of two roundings.
+
+    No sum cancels. Of 16-bit results, the weights may be rounded, and the result is.
+    """
+    return {"float32": 1e-5, "bfloat16": 2.0**-7, "float16": 2.0**-10}[dtype]
+
+
+def dense_attention(
+    batch: Batch, *, scale=None, sliding_window=None, soft_cap=None, dropped: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Independent reference in float64 numpy, one token and head at a time: (out, lse).
+
+    With `dropped`, the key at that position of every row is left out, as by a faulty kernel.
+    """
     q = np.asarray(batch.q.astype(jnp.float32), np.float64)
     k_pool, v_pool = (np.asarray(pool.astype(jnp.float32), np.float64) for pool in batch.cache)
     table, lengths, starts = (np.asarray(x) for x in batch[2:])
@@ -120,10 +164,13 @@ def dense_attention(batch: Batch, *, scale=None, sliding_window=None, soft_cap=N
             if last < 0:
                 continue
             for head in range(q_heads):
-                keys = k[head // group, first : last + 1]
+                seen = np.array([j for j in range(first, last + 1) if j != dropped], np.int32)
+                if not seen.size:
+                    continue
+                keys = k[head // group, seen]
                 scores = keys @ q[token, head] * (head_dim**-0.5 if scale is None else scale)
                 if soft_cap is not None:
                     scores = soft_cap * np.tanh(scores / soft_cap)
                 lse[token, head] = np.log(np.sum(np.exp(scores)))
-                out[token, head] = np.exp(scores - lse[token, head]) @ v[head // group, first : last + 1]
+                out[token, head] = np.exp(scores - lse[token, head]) @ v[head // group, seen]
     return out, lse

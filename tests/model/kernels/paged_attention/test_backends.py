@@ -95,6 +95,43 @@ def test_prefill_chunks_and_decode_rows_in_one_batch(backend: Backend, dtype: st
     check(backend, batch, 33)
 
 
+def check_integers(backend: Backend, dtype: str, lengths: list[int], queries: list[int]) -> None:
+    batch = cases.build_integers(cases.Shape(dtype=dtype), lengths, queries)
+    out, lse = attend(batch, max_query_len=max(queries), implementation=backend.name, return_lse=True)
+    expected, expected_lse = cases.dense_attention(batch)
+    owned, limit = sum(queries), cases.integer_tolerance(dtype)
+    out = np.asarray(out.astype(jnp.float32))
+    np.testing.assert_allclose(out[:owned], expected[:owned], rtol=limit, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(lse)[:owned], expected_lse[:owned], rtol=1e-5, atol=1e-5)
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_decode_of_integers_misses_no_key(backend: Backend, dtype: str) -> None:
+    if dtype in backend.dtypes:
+        check_integers(backend, dtype, DECODE_LENGTHS, [1] * 7)
+
+
+@every_backend_at_length
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_of_integers_miss_no_key(backend: Backend, dtype: str) -> None:
+    if dtype in backend.dtypes:
+        check_integers(backend, dtype, MIXED_LENGTHS, MIXED_QUERIES)
+
+
+def test_integers_show_a_dropped_key() -> None:
+    """In every token that sees the key, and by far more than the tolerances, in out and in lse."""
+    batch = cases.build_integers(cases.Shape(dtype="bfloat16"), MIXED_LENGTHS, MIXED_QUERIES)
+    whole, lse = cases.dense_attention(batch)
+    last_seen = np.concatenate([np.arange(n - q, n) for n, q in zip(MIXED_LENGTHS, MIXED_QUERIES, strict=True)])
+    for dropped in range(max(MIXED_LENGTHS)):
+        part, part_lse = cases.dense_attention(batch, dropped=dropped)
+        sees = np.flatnonzero(last_seen >= dropped)
+        change = np.abs(whole - part)[sees] / np.maximum(whole, part)[sees].clip(1e-30)
+        assert change.max(axis=-1).min() > 0.1
+        assert (lse[sees] - part_lse[sees]).min() > 2e-4
+
+
 @every_backend_at_length
 @pytest.mark.parametrize(
     ("q_heads", "kv_heads", "head_dim", "page_size"), [(3, 3, 64, 16), (8, 1, 128, 32), (8, 2, 256, 16)]

@@ -10,15 +10,7 @@ from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
 from model.kernels.paged_attention import Blocks, paged_attention
 from model.kernels.paged_attention.mosaic_gpu import backend
-from model.kernels.paged_attention.problem import Problem
 from tests.model.kernels.paged_attention import cases
-
-
-def problem(**changes) -> Problem:
-    sizes = {"tokens": 32, "rows": 32, "pages": 4096, "max_pages": 64, "q_heads": 64, "kv_heads": 8, "head_dim": 128}
-    dtypes = {"q_dtype": jnp.dtype("bfloat16"), "kv_dtype": jnp.dtype("bfloat16")}
-    options = {"page_size": 64, "max_query_len": 1, "scale": 0.1, "sliding_window": None, "soft_cap": None}
-    return Problem(**(sizes | dtypes | options | changes))
 
 
 @pytest.mark.parametrize(("q_heads", "window"), [(2, None), (1, 70)])
@@ -83,7 +75,7 @@ def test_wide_heads_and_scaled_values(head_dim: int, kv_dtype: str | None) -> No
 )
 def test_small_batches_are_split_until_the_device_is_busy(rows: int, max_pages: int, splits: int) -> None:
     """264 thread blocks are resident on 132 multiprocessors; a split has four blocks of keys at least."""
-    assert backend.decode_launch(problem(rows=rows, max_pages=max_pages)).splits == splits
+    assert backend.decode_launch(cases.problem(rows=rows, max_pages=max_pages)).splits == splits
 
 
 @pytest.mark.parametrize(
@@ -99,4 +91,4 @@ def test_small_batches_are_split_until_the_device_is_busy(rows: int, max_pages: 
     ],
 )
 def test_refusals_say_why(changes, reason: str) -> None:
-    assert reason in (backend.unsupported(problem(**changes)) or "")
+    assert reason in (backend.unsupported(cases.problem(**changes)) or "")

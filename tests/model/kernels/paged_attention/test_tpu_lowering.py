@@ -5,16 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from tests.model.kernels.paged_attention.tpu_cases import CHUNKS, DECODES, Step
-
-
-def lowered_for(device: jax.sharding.AbstractDevice, step: Step) -> str:
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        return jax.jit(step.attend).trace(step.batch()).lower(lowering_platforms=("tpu",)).as_text()
-
-
-V6E, V5P = (jax.sharding.AbstractDevice(kind, cores, "tpu") for kind, cores in (("TPU v6 lite", 1), ("TPU v5", 2)))
+from tests.model.kernels.paged_attention.tpu_cases import CHUNKS, DECODES, V5P, V6E, Step, lowered_for
 
 
 @pytest.mark.parametrize("device", [V6E, V5P], ids=["v6e", "v5p"])

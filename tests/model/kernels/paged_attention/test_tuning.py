@@ -10,9 +10,7 @@ import pytest
 
 from model.kernels.paged_attention import Blocks, paged_attention, tuning
 from tests.model.kernels.paged_attention import cases
-from tests.model.kernels.paged_attention.test_mosaic_gpu import problem
-from tests.model.kernels.paged_attention.test_tpu_lowering import V6E, lowered_for
-from tests.model.kernels.paged_attention.tpu_cases import DECODES
+from tests.model.kernels.paged_attention.tpu_cases import DECODES, V6E, lowered_for
 
 
 @pytest.fixture
@@ -23,9 +21,9 @@ def folder(monkeypatch, tmp_path):
 
 def test_the_fastest_is_kept_and_noise_is_not() -> None:
     times = {Blocks(): 1.0, Blocks(splits=4): 0.5, Blocks(splits=8): 0.6}
-    best = tuning.tune("mosaic_gpu", problem(), lambda blocks: times.get(blocks, 2.0))
+    best = tuning.tune("mosaic_gpu", cases.problem(), lambda blocks: times.get(blocks, 2.0))
     assert (best.blocks, best.time_s, best.heuristic_time_s) == (Blocks(splits=4), 0.5, 1.0)
-    same = tuning.tune("mosaic_gpu", problem(), lambda blocks: 1.0 if blocks == Blocks() else 0.99)
+    same = tuning.tune("mosaic_gpu", cases.problem(), lambda blocks: 1.0 if blocks == Blocks() else 0.99)
     assert (same.blocks, same.time_s) == (Blocks(), 1.0)
 
 
@@ -35,14 +33,14 @@ def test_what_does_not_fit_the_device_is_passed_over_and_other_errors_are_not() 
             raise jax.errors.JaxRuntimeError(message)
         return 1.0 / (blocks.decode_keys or 1)
 
-    assert tuning.tune("pallas_tpu", problem(), measure).blocks == Blocks(decode_keys=2048)
+    assert tuning.tune("pallas_tpu", cases.problem(), measure).blocks == Blocks(decode_keys=2048)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        tuning.tune("pallas_tpu", problem(), lambda blocks: measure(blocks, "INTERNAL: no"))
+        tuning.tune("pallas_tpu", cases.problem(), lambda blocks: measure(blocks, "INTERNAL: no"))
 
 
 def test_files_are_by_kind_of_device_and_by_case(folder) -> None:
-    entry = tuning.Entry(tuning.case_of("mosaic_gpu", problem(rows=30)), Blocks(splits=2), 0.1, 0.2)
-    other = tuning.Entry(tuning.case_of("mosaic_gpu", problem(rows=1)), Blocks(), 0.3, 0.3)
+    entry = tuning.Entry(tuning.case_of("mosaic_gpu", cases.problem(rows=30)), Blocks(splits=2), 0.1, 0.2)
+    other = tuning.Entry(tuning.case_of("mosaic_gpu", cases.problem(rows=1)), Blocks(), 0.3, 0.3)
     tuning.write("NVIDIA H200", [entry, other], {"command": "tune"})
     again = dataclasses.replace(entry, blocks=Blocks(splits=8))
     path = tuning.write("NVIDIA H200", [again], {"command": "tune again"})
@@ -50,9 +48,9 @@ def test_files_are_by_kind_of_device_and_by_case(folder) -> None:
     assert tuning.read("NVIDIA H200") == (other, again)
     assert json.loads(path.read_text())["entries"][1]["blocks"] == {"splits": 8}
     # 17 to 32 rows are one case.
-    assert tuning.blocks_for("mosaic_gpu", problem(rows=17), "NVIDIA H200") == Blocks(splits=8)
-    assert tuning.blocks_for("mosaic_gpu", problem(rows=33), "NVIDIA H200") == Blocks()
-    assert tuning.blocks_for("mosaic_gpu", problem(rows=17), "NVIDIA H100") == Blocks()
+    assert tuning.blocks_for("mosaic_gpu", cases.problem(rows=17), "NVIDIA H200") == Blocks(splits=8)
+    assert tuning.blocks_for("mosaic_gpu", cases.problem(rows=33), "NVIDIA H200") == Blocks()
+    assert tuning.blocks_for("mosaic_gpu", cases.problem(rows=17), "NVIDIA H100") == Blocks()
 
 
 def test_a_broken_file_is_named(folder) -> None:
@@ -70,7 +68,7 @@ def test_the_dispatcher_takes_what_was_measured(folder) -> None:
 
     before = lowered()
     sizes = {"q_heads": 32, "rows": step.rows, "tokens": step.tokens, "max_pages": 64}
-    entry = tuning.Entry(tuning.case_of("pallas_tpu", problem(**sizes)), Blocks(decode_keys=128), 1.0, 2.0)
+    entry = tuning.Entry(tuning.case_of("pallas_tpu", cases.problem(**sizes)), Blocks(decode_keys=128), 1.0, 2.0)
     tuning.write(V6E.device_kind, [entry], {})
     assert lowered() != before
 
@@ -85,4 +83,4 @@ def test_results_do_not_depend_on_blocks(blocks: Blocks) -> None:
 
 def test_backends_without_blocks_say_so() -> None:
     with pytest.raises(NotImplementedError, match="'xla' has no block sizes"):
-        tuning.candidates("xla", problem())
+        tuning.candidates("xla", cases.problem())

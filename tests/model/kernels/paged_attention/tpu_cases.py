@@ -98,6 +98,16 @@ CHUNKS = {
 }
 
 
+V6E, V5P = (jax.sharding.AbstractDevice(kind, cores, "tpu") for kind, cores in (("TPU v6 lite", 1), ("TPU v5", 2)))
+
+
+def lowered_for(device: jax.sharding.AbstractDevice, step: Step) -> str:
+    """What the step's attention lowers to on such a device, of which there need be none."""
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.jit(step.attend).trace(step.batch()).lower(lowering_platforms=("tpu",)).as_text()
+
+
 def write_and_attend_in_every_layer(step: Step, layers: int, cache, q, k, v, slots, page_table, lengths, query_starts):
     """A loop over layers whose pools are one carried array, as a transformer has it; the cache holds all layers."""
     pages = cache.k.shape[0] // layers
