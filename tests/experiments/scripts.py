@@ -4,6 +4,7 @@ Importing JAX, Flax and what builds on them takes seconds, in every process anew
 forks for each run, before there is any JAX backend. All else is as a user has it: flags, output, exit status.
 """
 
+import json
 import multiprocessing
 import os
 import pathlib
@@ -11,6 +12,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TRACE = ROOT / "experiments" / "assets" / "demo_trace.jsonl"
@@ -33,6 +35,13 @@ _FORKS.set_forkserver_preload(
 def run_script(name: str, out: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs `python -m experiments.NAME --out=OUT ARGUMENTS` in the root of the project."""
     return run_command(f"experiments.{name}", f"--out={out}", *arguments)
+
+
+def result_of(name: str, out: pathlib.Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Runs a script that must succeed; returns its result file and what it wrote to stderr."""
+    done = run_script(name, out, *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "result.json").read_text()), done.stderr
 
 
 def run_command(*command: str) -> subprocess.CompletedProcess[str]:

@@ -14,8 +14,7 @@ import pytest
 
 from experiments.common.assets import DEMO_MODEL
 from model.training.corpus import read_corpus
-from tests.experiments.scripts import ROOT
-from tests.experiments.test_train_lm import run
+from tests.experiments.scripts import ROOT, result_of
 
 SIZE_LIMIT = 8_000_000  # bytes, everything that ships with the model
 
@@ -114,7 +113,7 @@ def test_the_model_that_ships_is_small_and_scores_what_is_recorded(tmp_path: pat
     assert sum(path.stat().st_size for path in DEMO_MODEL.iterdir()) <= SIZE_LIMIT
     recorded = json.loads((DEMO_MODEL / "evaluation.json").read_text())
     assert recorded["made_by"]["command"].startswith("python -m experiments.train_lm")
-    scored, _ = run("eval_lm", tmp_path, f"--checkpoint={DEMO_MODEL}", "--context=256")
+    scored, _ = result_of("eval_lm", tmp_path, f"--checkpoint={DEMO_MODEL}", "--context=256")
     (row,) = scored["rows"]
     # Float32 sums in another order, over the 33 thousand tokens of the stored text, whatever the Python and the CPU.
     assert row["bits_per_byte"] == pytest.approx(row["recorded_bits_per_byte"], rel=1e-5)
