@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments.common.flags import define_integers
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
 from model.sampling import SamplingBatch, SamplingParams, sample
 
-_ROWS = flags.DEFINE_multi_integer("rows", [1, 32], "Rows of the batch.", lower_bound=1)
-_VOCAB = flags.DEFINE_multi_integer("vocab", [32_000, 128_256], "Tokens of the vocabulary.", lower_bound=2)
+_ROWS = define_integers("rows", [1, 32], "Rows of the batch.", lower_bound=1)
+_VOCAB = define_integers("vocab", [32_000, 128_256], "Tokens of the vocabulary.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 11, "Timed calls of each.", lower_bound=1)
 
 _CASES = {

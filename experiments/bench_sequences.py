@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.common.flags import define_integers
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
@@ -24,7 +25,7 @@ from gan.baselines import METHODS
 from gan.problems import Problem, problem
 from gan.sequences import levinson, neighbours, pulse_compression, sir_kernel
 
-_LENGTH = flags.DEFINE_multi_integer("length", [59], "Chips of the codes of mmf.", lower_bound=3)
+_LENGTH = define_integers("length", [59], "Chips of the codes of mmf.", lower_bound=3)
 _BATCH = flags.DEFINE_integer("batch", 16_384, "Codes of one call.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each.", lower_bound=1)
 _BUDGET = flags.DEFINE_integer("budget", 500_000, "Evaluations of each timed search; 0 times none.", lower_bound=0)

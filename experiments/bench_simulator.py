@@ -18,13 +18,14 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
+from experiments.common.flags import define_integers
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
 
 TRACE = flags.DEFINE_string("trace", None, "A real trace to simulate as well.")
-REQUESTS = flags.DEFINE_multi_integer("requests", [100_000, 1_000_000], "Of the synthetic traces.", lower_bound=100)
-INSTANCES = flags.DEFINE_multi_integer("instances", [16, 64, 256, 1000], "Of the clusters.", lower_bound=2)
+REQUESTS = define_integers("requests", [100_000, 1_000_000], "Of the synthetic traces.", lower_bound=100)
+INSTANCES = define_integers("instances", [16, 64, 256, 1000], "Of the clusters.", lower_bound=2)
 PLACEMENT = flags.DEFINE_string("placement", "kvcache_centric", "As in simulate_cluster.")
 
 _BASE = 16

@@ -19,6 +19,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments.common.assets import DEMO_MODEL, DEMO_TRACE, demo_text
+from experiments.common.flags import define_float
 from experiments.common.replay_report import report_replay
 from experiments.common.replaying import ReplayPlan, run_replay
 from experiments.common.results import start_result
@@ -30,12 +31,12 @@ from serving.workload.traces import read_trace
 
 TRACE = flags.DEFINE_string("trace", str(DEMO_TRACE), "Mooncake JSONL or Azure CSV; by default the one that ships.")
 LIMIT = flags.DEFINE_integer("limit", 200, "Only so many requests.", lower_bound=1)
-SPEED = flags.DEFINE_float("speed", 4.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
-SCALE = flags.DEFINE_float(
+SPEED = define_float("speed", 4.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+SCALE = define_float(
     "scale", None, "Factor of all lengths; by default the largest at which 95 % of the requests fit.", lower_bound=1e-9
 )
-TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
 
 # Pages that are small against the shrunken blocks of the trace; 96 MiB of KV.
 _SERVER_FLAGS = ("--page_size=16", "--max_batch=16", "--kv_gib=0.09375")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
+from experiments.common.flags import define_integers
 from experiments.common.mesh_flags import flagged_mesh
 from experiments.common.model_flags import DTYPE
 from experiments.common.results import start_result, write_result
@@ -29,7 +30,7 @@ from model.training.held_out import load_held_out
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder with the model.", required=True)
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 file to score on, in place of the held-out documents.")
-_CONTEXT = flags.DEFINE_multi_integer("context", None, "Tokens per window; by default those of the recorded scores.")
+_CONTEXT = define_integers("context", None, "Tokens per window; by default those of the recorded scores.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Windows at a time.", lower_bound=1)
 flags.set_default(DTYPE, "float32")  # what recorded scores were computed in
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from experiments.common import engine_flags
 from experiments.common.engine_calibration import CalibrationOptions, calibrate
+from experiments.common.flags import define_float
 from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples
 from experiments.common.process import with_huge_pages
 from experiments.common.results import flat, start_result, write_result
@@ -47,12 +48,12 @@ REQUESTS = flags.DEFINE_integer("requests", 200, "Requests to compare.", lower_b
 CALIBRATION_REQUESTS = flags.DEFINE_integer("calibration_requests", 60, "Requests before those, to calibrate on.")
 SHRINK = flags.DEFINE_integer("shrink", 16, "Divides the tokens of the trace.", lower_bound=1)
 SHRINK_OUTPUTS = flags.DEFINE_integer("shrink_outputs", None, "Divides outputs, instead of --shrink.", lower_bound=1)
-SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
-JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+JITTER_S = define_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
 CALIBRATION = flags.DEFINE_string("calibration", None, "What `calibrate` wrote, instead of measuring.")
 RUNS = flags.DEFINE_integer("runs", 3, "Live runs, and as many simulated ones; medians count.", lower_bound=1)
-TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 2.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.25, "Limit of TBT.", lower_bound=1e-9)
+TTFT_SLO_S = define_float("ttft_slo_s", 2.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.25, "Limit of TBT.", lower_bound=1e-9)
 
 
 class SimulatedEngine:

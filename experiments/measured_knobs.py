@@ -17,6 +17,7 @@ from attention_offload.costs.knobs import A_PRIORI
 from attention_offload.costs.model_table import load_shape
 from attention_offload.devices import load_devices
 from attention_offload.errors import OffloadError
+from experiments.common.flags import define_float
 from experiments.common.results import start_result, write_result
 from experiments.common.script import run
 from experiments.common.tables import print_table
@@ -24,8 +25,8 @@ from experiments.common.tables import print_table
 DEVICE = flags.DEFINE_string("device", None, "What was measured, by its name in the device table.", required=True)
 DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
 COUNT = flags.DEFINE_integer("count", 1, "Devices that the engine ran on.", lower_bound=1)
-CORES = flags.DEFINE_float("cores", 1.0, "On a CPU: its cores; --linear counts core-seconds.", lower_bound=1e-9)
-ATTENTION_CORES = flags.DEFINE_float(
+CORES = define_float("cores", 1.0, "On a CPU: its cores; --linear counts core-seconds.", lower_bound=1e-9)
+ATTENTION_CORES = define_float(
     "attention_cores",
     None,
     "On a CPU: cores that --attention ran on, which counts wall seconds; --cores if absent.",

@@ -19,6 +19,7 @@ from attention_offload.errors import OffloadError
 from attention_offload.paper.setups import TRACES
 from attention_offload.planner.economics import weigh
 from attention_offload.planner.goals import Goal
+from experiments.common.flags import define_float
 from experiments.common.results import start_result, write_result
 from experiments.common.script import run
 from experiments.common.tables import print_table
@@ -31,8 +32,8 @@ DEVICES = flags.DEFINE_list("devices", ["h100", "h200", "b200", "a100", "l40s"],
 DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
 PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book.")
 KNOB_PRESET = flags.DEFINE_enum("knobs", "modern", tuple(KNOBS), "Assumptions of the cost model.")
-TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.")
-BUDGET = flags.DEFINE_float("budget_per_hour", 200.0, "Dollars per hour for one decode instance, at most.")
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.")
+BUDGET = define_float("budget_per_hour", 200.0, "Dollars per hour for one decode instance, at most.")
 
 
 def _row(model: str, trace: str, offer: str, devices: Sequence[Device], attention: Sequence[Device]) -> dict[str, Any]:

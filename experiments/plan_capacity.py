@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from attention_offload.costs.model_table import load_shape
 from attention_offload.errors import OffloadError
+from experiments.common.flags import define_float
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
@@ -28,20 +29,20 @@ from serving.workload.traces import read_trace
 
 TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
 LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
-SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
 MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset.")
 DEVICES = flags.DEFINE_list("devices", ["a800x8", "h100x4", "h100x8", "h200x4"], "Kinds of node: device and count.")
 DRAM_GB = flags.DEFINE_list("dram_gb", ["0", "500", "1000", "2000"], "KVCache of a prefill node in host memory, GB.")
 SSD_GB = flags.DEFINE_list("ssd_gb", ["0", "8000"], "KVCache of a prefill node on SSD, GB.")
-DRAM_PRICE = flags.DEFINE_float(
+DRAM_PRICE = define_float(
     "dram_price", 0.0042, "Dollars per GB-hour of DRAM: an AWS r7a.48xlarge less an m7a.48xlarge.", lower_bound=0.0
 )
-SSD_PRICE = flags.DEFINE_float(
+SSD_PRICE = define_float(
     "ssd_price", 0.00008, "Dollars per GB-hour of NVMe: an AWS i3en.24xlarge less an m5.24xlarge.", lower_bound=0.0
 )
-TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
-ATTAINMENT = flags.DEFINE_float("attainment", 0.95, "Share of all requests to be within both limits.")
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+ATTAINMENT = define_float("attainment", 0.95, "Share of all requests to be within both limits.")
 PLACEMENT = flags.DEFINE_enum("placement", "kvcache_centric", PLACEMENTS, "Prefill placement.")
 ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Whom to refuse.")
 MAX_NODES = flags.DEFINE_integer("max_nodes", 32, "Nodes of either pool, at most.", lower_bound=1)

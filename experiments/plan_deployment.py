@@ -21,6 +21,7 @@ from attention_offload.devices import PRICE_BOOKS, load_devices
 from attention_offload.errors import OffloadError
 from attention_offload.planner.search import Plan, search
 from attention_offload.planner.space import Space
+from experiments.common.flags import define_float, define_integers
 from experiments.common.plots import save_curves
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
@@ -36,11 +37,11 @@ from serving.workload.traces import read_trace
 MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset, or the folder of a Hugging Face config.json.")
 TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
 LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests of the trace.", lower_bound=1)
-SPEED = flags.DEFINE_float("speed", 1.0, "Demand as a multiple of the trace's.", lower_bound=1e-9)
-BUDGET = flags.DEFINE_float("budget_per_hour", 100.0, "Dollars per hour.")
-TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.")
-TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.")
-ATTAINMENT = flags.DEFINE_float("attainment", 0.9, "Share of the requests that is to keep each limit.")
+SPEED = define_float("speed", 1.0, "Demand as a multiple of the trace's.", lower_bound=1e-9)
+BUDGET = define_float("budget_per_hour", 100.0, "Dollars per hour.")
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.")
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.")
+ATTAINMENT = define_float("attainment", 0.9, "Share of the requests that is to keep each limit.")
 DEVICES = flags.DEFINE_list("devices", ["h100", "h200", "h20", "a100", "l40s"], "Of the device table.")
 DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
 PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book.")
@@ -48,10 +49,10 @@ KNOB_PRESET = flags.DEFINE_enum("knobs", "a_priori", tuple(KNOBS), "Assumptions 
 MEASURED = flags.DEFINE_string(
     "measured", None, "Knobs that were measured (JSON or TOML), in place of those of --knobs."
 )
-DENSE = flags.DEFINE_multi_integer("dense", [1, 2, 4, 8], "Tensor-parallel degrees, also of prefill.", lower_bound=1)
-ATTENTION = flags.DEFINE_multi_integer("attention", [1, 2, 4, 8], "Sizes of attention pools.", lower_bound=1)
-EXPERTS = flags.DEFINE_multi_integer("experts", [1, 2, 4, 8], "Sizes of expert pools.", lower_bound=1)
-IN_FLIGHT = flags.DEFINE_multi_integer("in_flight", [2, 3], "Batches in flight, at most.", lower_bound=1)
+DENSE = define_integers("dense", [1, 2, 4, 8], "Tensor-parallel degrees, also of prefill.", lower_bound=1)
+ATTENTION = define_integers("attention", [1, 2, 4, 8], "Sizes of attention pools.", lower_bound=1)
+EXPERTS = define_integers("experts", [1, 2, 4, 8], "Sizes of expert pools.", lower_bound=1)
+IN_FLIGHT = define_integers("in_flight", [2, 3], "Batches in flight, at most.", lower_bound=1)
 PARTITION = flags.DEFINE_multi_enum("partition", ["head", "sequence"], PARTITIONS, "How to divide attention.")
 WEIGHTS = flags.DEFINE_multi_enum("weights", ["bfloat16"], tuple(FORMAT_BYTES), "Formats of the weights.")
 KV = flags.DEFINE_multi_enum("kv", ["bfloat16"], tuple(FORMAT_BYTES), "Formats of the KV.")

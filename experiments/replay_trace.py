@@ -13,6 +13,7 @@ import time
 from absl import flags
 
 from experiments.common.assets import DEMO_TRACE, demo_text
+from experiments.common.flags import define_float
 from experiments.common.replay_report import report_replay
 from experiments.common.replaying import ReplayPlan, run_replay
 from experiments.common.results import start_result
@@ -24,11 +25,11 @@ from serving.workload.traces import read_trace
 
 URL = flags.DEFINE_string("url", "http://localhost:8000", "Of the server, without /v1.")
 TRACE = flags.DEFINE_string("trace", str(DEMO_TRACE), "Mooncake JSONL or Azure CSV; by default the one that ships.")
-SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
 LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
 START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
-JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
-SCALE = flags.DEFINE_float(
+JITTER_S = define_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
+SCALE = define_float(
     "scale", None, "Factor of all lengths; by default the largest at which 95 % of the requests fit.", lower_bound=1e-9
 )
 MAX_MODEL_LEN = flags.DEFINE_integer(
@@ -36,9 +37,9 @@ MAX_MODEL_LEN = flags.DEFINE_integer(
 )
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder of the model's tokenizer, if the server has no /tokenize.")
 TEXT = flags.DEFINE_string("text", None, "UTF-8 file to write prompts from; by default a text that ships.")
-TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
-TIMEOUT_S = flags.DEFINE_float("timeout_s", 600.0, "Longest silence within an answer.", lower_bound=1e-9)
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+TIMEOUT_S = define_float("timeout_s", 600.0, "Longest silence within an answer.", lower_bound=1e-9)
 
 
 def _plan() -> ReplayPlan:

@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.common.flags import define_integers
+from experiments.common.flags import define_float, define_integers
 from experiments.common.plots import save_curves
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
@@ -41,14 +41,14 @@ FLOCKS = flags.DEFINE_integer("flocks", 2, "Flocks of a set of mocss.")
 SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of a flock of mocss.")
 METHOD = flags.DEFINE_list("method", ["surrogate"], f"One or several of {', '.join(METHODS)}; or all.")
 BUDGET = flags.DEFINE_integer("budget", 200_000, "Evaluations of each run.", lower_bound=1)
-CPU_LIMIT_S = flags.DEFINE_float(
+CPU_LIMIT_S = define_float(
     "cpu_limit_s", None, "Processor seconds after which a run ends; its compilation counts.", lower_bound=0.0
 )
 SEEDS = flags.DEFINE_string("seeds", None, "One run each: `0-9`, `1,5` or `0-4,100-104`; --seed alone if absent.")
 POPULATION = flags.DEFINE_integer(
     "population", None, "Elites, and children of a generation, of surrogate; its own sizes if absent.", lower_bound=2
 )
-STOP_AT = flags.DEFINE_float("stop_at", None, "Score at which a run ends before its budget is spent.")
+STOP_AT = define_float("stop_at", None, "Score at which a run ends before its budget is spent.")
 
 
 def _problems() -> list[Problem]:

@@ -1,7 +1,7 @@
 """Serve a model over HTTP, OpenAI-compatible.
 
     python -m experiments.serve --model=path/to/hf/folder
-    python -m experiments.serve --model=llama-3.2-1b --mesh=tp:4 --port=8001    # random weights in a published shape
+    python -m experiments.serve --model=llama3.2-1b --mesh=tp:4 --port=8001    # random weights in a published shape
 
     curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "The dict class"}'
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.common import mesh_flags, model_flags
+from experiments.common.flags import define_float
 from experiments.common.process import with_huge_pages
 from experiments.common.script import SEED, run
 from kvcache.blocks import Namespace
@@ -42,7 +43,7 @@ HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to serve on; 0.0.0.0 fo
 PORT = flags.DEFINE_integer("port", 8000, "Port to serve on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
 PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "Tokens per page of KV.", lower_bound=1)
 NUM_PAGES = flags.DEFINE_integer("num_pages", None, "Pages of KV; by default what --kv_gib or the device holds.")
-KV_GIB = flags.DEFINE_float("kv_gib", None, "GiB of KV over all devices; by default what is free, 1 on CPU.")
+KV_GIB = define_float("kv_gib", None, "GiB of KV over all devices; by default what is free, 1 on CPU.")
 KV_DTYPE = flags.DEFINE_string("kv_dtype", None, "Dtype of KV; by default the model's.")
 MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "Most sequences that decode in one step.", lower_bound=1)
 TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 512, "Most tokens computed in one step.", lower_bound=1)

@@ -12,6 +12,7 @@ from typing import Any
 from absl import app, flags
 
 from attention_offload.errors import OffloadError
+from experiments.common.flags import define_float
 from experiments.common.results import flat, start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
@@ -35,11 +36,11 @@ from serving.workload.resize import shrink
 from serving.workload.traces import read_trace
 
 TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
-SPEED = flags.DEFINE_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
 LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
 START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
 SHRINK = flags.DEFINE_integer("shrink", 1, "Divides the tokens of the trace, for a small engine.", lower_bound=1)
-JITTER_S = flags.DEFINE_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
+JITTER_S = define_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
 PREFILL = flags.DEFINE_integer("prefill", 8, "Prefill nodes.", lower_bound=0)
 DECODE = flags.DEFINE_integer("decode", 8, "Decode nodes.", lower_bound=0)
 COUPLED = flags.DEFINE_integer("coupled", 0, "Nodes that do both; needs --prefill=0 --decode=0.", lower_bound=0)
@@ -51,11 +52,11 @@ DEVICE = flags.DEFINE_string("device", "a800x8", "Device and count per node, suc
 CALIBRATION = flags.DEFINE_string("calibration", None, "Measured performance (JSON); replaces --model and --device.")
 PLACEMENT = flags.DEFINE_enum("placement", "kvcache_centric", PLACEMENTS, "Prefill placement.")
 ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Whom to refuse.")
-THRESHOLD = flags.DEFINE_float("threshold", 1.0, "kvcache_balancing_threshold of kvcache_centric.")
+THRESHOLD = define_float("threshold", 1.0, "kvcache_balancing_threshold of kvcache_centric.")
 QUEUE = flags.DEFINE_enum("queue", "fifo", QUEUE_ORDERS, "Order of prefill queues.")
 FAIR = flags.DEFINE_bool("fair", False, "Share prefill evenly among competing tenants.")
 ROLES = flags.DEFINE_bool("roles", False, "Let nodes change between prefill and decode as the load asks.")
-SWITCH_S = flags.DEFINE_float("switch_s", 10.0, "What an empty node takes for that.", lower_bound=0.0)
+SWITCH_S = define_float("switch_s", 10.0, "What an empty node takes for that.", lower_bound=0.0)
 LEARN = flags.DEFINE_bool("learn", False, "Refine time estimates online.")
 EVICTION = flags.DEFINE_enum("eviction", "lru", EVICTIONS, "Of each node's KVCache.")
 HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a node in host memory.", lower_bound=0)
@@ -63,8 +64,8 @@ SSD_TOKENS = flags.DEFINE_integer("ssd_tokens", 0, "KVCache of a node on SSD.", 
 LAYER_WISE = flags.DEFINE_bool("layer_wise", True, "Load, fetch and hand over KV layer by layer, behind prefill.")
 STORE_TOKENS = flags.DEFINE_integer("store_tokens", 0, "KVCache of a remote store behind all nodes.", lower_bound=0)
 STORE_NICS = flags.DEFINE_integer("store_nics", 4, "Its network, as a multiple of a node's.", lower_bound=1)
-TTFT_SLO_S = flags.DEFINE_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = flags.DEFINE_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
 FAIL = flags.DEFINE_multi_string("fail", [], "seconds:node, a node that dies then; its requests go on elsewhere.")
 JOIN = flags.DEFINE_multi_string("join", [], "seconds:node, a node that starts then, or starts again.")
 PLOTS = flags.DEFINE_bool("plots", False, "Write load, replica and hit-rate plots.")

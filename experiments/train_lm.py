@@ -18,6 +18,7 @@ from absl import flags, logging
 from flax import nnx
 from tqdm import tqdm
 
+from experiments.common.flags import define_float
 from experiments.common.mesh_flags import flagged_mesh
 from experiments.common.model_flags import DTYPE
 from experiments.common.plots import save_curves
@@ -41,9 +42,9 @@ _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", _DEFAULTS.batch_tokens, "To
 _CONTEXT = flags.DEFINE_integer("context", _DEFAULTS.context, "Tokens per window.")
 _LONG_STEPS = flags.DEFINE_integer("long_steps", _DEFAULTS.long_steps, "Last updates, made on longer windows.")
 _LONG_CONTEXT = flags.DEFINE_integer("long_context", _DEFAULTS.long_context, "Tokens per longer window.")
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Peak learning rate of AdamW.")
+_LEARNING_RATE = define_float("learning_rate", _DEFAULTS.learning_rate, "Peak learning rate of AdamW.")
 _WARMUP_STEPS = flags.DEFINE_integer("warmup_steps", _DEFAULTS.warmup_steps, "Updates until the peak.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", _DEFAULTS.weight_decay, "Weight decay of matrices.")
+_WEIGHT_DECAY = define_float("weight_decay", _DEFAULTS.weight_decay, "Weight decay of matrices.")
 _CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 250, "Updates between checkpoints and held-out scores.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 3072, "Token ids of the byte-level BPE.", lower_bound=257)
 _HIDDEN_SIZE = flags.DEFINE_integer("hidden_size", 256, "Width of the model.")

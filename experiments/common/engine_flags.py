@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from experiments.common import mesh_flags, model_flags
 from experiments.common.engine_calibration import CalibrationOptions
+from experiments.common.flags import define_float
 from experiments.common.script import SEED
 from model.checkpoints import CheckpointError, load
 from model.config import ConfigError
@@ -33,8 +34,8 @@ CORES = flags.DEFINE_integer("cores", 1, "CPU cores of the engine; 0 = all, whic
 CLOCK = flags.DEFINE_enum(
     "clock", "wall", ["wall", "cpu"], "cpu: a clock that stands still while other processes have the core."
 )
-NETWORK_BANDWIDTH = flags.DEFINE_float("network_bandwidth", 1.25e9, "Of an instance's NIC, bytes/s.", lower_bound=1.0)
-SSD_BANDWIDTH = flags.DEFINE_float("ssd_bandwidth", 2e9, "Of an instance's SSD, bytes/s.", lower_bound=1.0)
+NETWORK_BANDWIDTH = define_float("network_bandwidth", 1.25e9, "Of an instance's NIC, bytes/s.", lower_bound=1.0)
+SSD_BANDWIDTH = define_float("ssd_bandwidth", 2e9, "Of an instance's SSD, bytes/s.", lower_bound=1.0)
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", ".jax_cache", "Folder that keeps compiled steps for the next start; empty keeps none."
 )

@@ -8,7 +8,7 @@ from tests.experiments.scripts import ROOT, run_script
 
 def test_it_measures_every_case(tmp_path: pathlib.Path) -> None:
     trace = ROOT / "experiments" / "assets" / "demo_trace.jsonl"
-    sizes = ("--requests=100", "--requests=400", "--instances=16", "--instances=64")
+    sizes = ("--requests=100,400", "--instances=16,64")
     done = run_script("bench_simulator", tmp_path, f"--trace={trace}", *sizes)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
