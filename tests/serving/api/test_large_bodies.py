@@ -86,8 +86,8 @@ def test_a_stream_goes_on_while_megabytes_arrive(server: ServerProcess) -> None:
         reader.join()
         assert status == (200 if path == "/tokenize" else 400)
         during = [now for now in arrivals if sent - 0.2 < now < answered + 0.2]
-        # Seconds where the interpreter's lock is held throughout; a loaded machine of two cores has its own tenths.
-        assert max(b - a for a, b in itertools.pairwise(during)) < 0.8
+        # 4.7 s where the interpreter's lock is held throughout; up to 1.5 s where eight others share the two cores.
+        assert max(b - a for a, b in itertools.pairwise(during)) < 3
 
 
 def test_a_body_that_stops_is_a_408(tokenizer: Tokenizer) -> None:
