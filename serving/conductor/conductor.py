@@ -239,7 +239,6 @@ class Conductor:
             predicted_queue_s=candidate.queue_s,
             predicted_fetch_s=candidate.fetch_s,
             predicted_prefill_s=candidate.prefill_s,
-            predicted_ttft_s=candidate.ttft_s,
             predicted_tbt_s=tbt_s,
             queue_key=queue_key,
         )

@@ -23,7 +23,6 @@ class Placement:
         predicted_queue_s: until instance `prefill` is free.
         predicted_fetch_s: until the KV from `source` is there; 0 without one.
         predicted_prefill_s: execution alone.
-        predicted_ttft_s: from now: queue, transfer and execution.
         predicted_tbt_s: on the decode instance with this request in its batch.
         queue_key: place in the prefill queue; smaller is earlier.
     """
@@ -36,7 +35,6 @@ class Placement:
     predicted_queue_s: float
     predicted_fetch_s: float
     predicted_prefill_s: float
-    predicted_ttft_s: float
     predicted_tbt_s: float
     queue_key: float
 
