@@ -25,6 +25,7 @@ from experiments.common.tables import print_table
 from gan import catalogue, comparison, surrogate
 from gan.ledger import SearchResult
 from gan.methods import METHODS
+from gan.objectives import CodeObjective
 from gan.problems import PROBLEMS, Problem, problem
 from gan.search import Search
 from gan.surrogate import SurrogateSettings
@@ -36,6 +37,12 @@ PROBLEM = flags.DEFINE_enum(
     "What to search; mmf_skew: mmf among skew-symmetric codes; ob_zcp_folded: ob_zcp by the chips that are free.",
 )
 LENGTH = define_integers("length", [59], "Chips of one sequence; several lengths are searched one after another.")
+OBJECTIVE = flags.DEFINE_string(
+    "objective",
+    None,
+    "Searches single codes for this instead of --problem: psl (N / PSL), merit_factor (N^2 / ISL), or module:function, "
+    "which takes codes float32 [B, N] of +1 and -1 and returns scores [B] in jax.numpy, higher for better.",
+)
 KIND = flags.DEFINE_integer("kind", 1, "Type of the pairs of ob_zcp: 1 or 2.")
 FLOCKS = flags.DEFINE_integer("flocks", 2, "Flocks of a set of mocss.")
 SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of a flock of mocss.")
@@ -59,6 +66,8 @@ def _problems() -> list[Problem]:
         elif flag.present:
             raise app.UsageError(f"--{flag.name} belongs to --problem={of}, not to {PROBLEM.value}.")
     try:
+        if OBJECTIVE.value:
+            return [CodeObjective(length, OBJECTIVE.value) for length in dict.fromkeys(LENGTH.value)]
         return [problem(PROBLEM.value, length, **parameters) for length in dict.fromkeys(LENGTH.value)]
     except ValueError as error:
         raise app.UsageError(str(error)) from error
@@ -138,7 +147,7 @@ def _plot(out: pathlib.Path, results: Sequence[SearchResult]) -> None:
         out / f"curves{suffix}.png",
         f"{searched}: best so far, median and range of {seeds} seed(s)",
         "evaluations",
-        "SIR" if searched.target > 0 else "minus residual",
+        OBJECTIVE.value or ("SIR" if searched.target > 0 else "minus residual"),
         comparison.median_curves(results),
         logarithmic=True,
         levels={f"{mark.name} {mark.score:.6g}": mark.score for mark in comparison.marks(searched)},

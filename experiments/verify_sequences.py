@@ -95,7 +95,7 @@ def main(*paths: str) -> None:
         raise SystemExit(f"Refused: {', '.join(paths)} holds no line, so there is nothing to verify.")
     rows = [_row(problem, entries) for problem, entries in by_problem.items()]
     print_table(rows, "Every line holds")
-    codes = [entry for entries in by_problem.values() for entry in entries if entry.problem.name == "mmf"]
+    codes = [entry for entries in by_problem.values() for entry in entries if entry.problem.name in ("mmf", "code")]
     designer = [_designer_row(entry) for entry in codes]
     write_result(out, meta, rows, {"codes": designer})
     if designer:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gan.objectives import OBJECTIVES, CodeObjective
 from gan.problems import Problem, problem
 
 _FIELDS = ("problem", "length", "sequences", "value", "hit", "class_id", "method", "seed", "evaluation")
@@ -146,6 +147,8 @@ def check(line: str) -> Entry:
 
 def _problem_of(fields: dict[str, Any]) -> Problem:
     parameters = {name: value for name, value in fields.items() if name not in _FIELDS}
+    if fields["problem"] == CodeObjective.name:
+        return _code_of(fields["length"], parameters)
     if wrong := [name for name, value in parameters.items() if type(value) is not int]:
         raise ValueError(f"`{wrong[0]}` must be an integer, is {parameters[wrong[0]]!r}.")
     if not all(isinstance(text, str) for text in fields["sequences"]):
@@ -153,3 +156,10 @@ def _problem_of(fields: dict[str, Any]) -> Problem:
     if "flocks" in parameters and parameters["flocks"] > 0:
         parameters["sequences"] = len(fields["sequences"]) // parameters["flocks"]
     return problem(fields["problem"], fields["length"], **parameters)
+
+
+def _code_of(length: int, parameters: dict[str, Any]) -> CodeObjective:
+    """A code of a built-in objective; a catalogue may come from anyone, so that what it names is not imported."""
+    if set(parameters) != {"objective"} or parameters["objective"] not in OBJECTIVES:
+        raise ValueError(f"{parameters} names no built-in objective ({', '.join(OBJECTIVES)}): it cannot be checked.")
+    return CodeObjective(length, parameters["objective"])

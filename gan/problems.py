@@ -65,7 +65,7 @@ class Problem(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def parameters(self) -> dict[str, int]:
+    def parameters(self) -> dict[str, Any]:
         """What `problem(name, length, ...)` takes beside name and length."""
 
     @property

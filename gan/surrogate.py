@@ -142,6 +142,8 @@ run = Search("surrogate", _search, SurrogateSettings)
 
 
 def worth(problem: Problem, scores: np.ndarray) -> np.ndarray:
-    """Scores float32 `[B]` on the scale on which D predicts them: logarithms of an SIR, or of a residual."""
+    """Scores float32 `[B]` on the scale on which D predicts them: logarithms of an SIR or of a residual, else as is."""
+    if problem.name == "code":
+        return scores
     # An SIR in float32 can round to 0, at N = 3 for one.
     return np.log(np.maximum(scores, 1e-3)) if problem.target > 0 else -np.log1p(-scores)

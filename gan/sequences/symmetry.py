@@ -75,6 +75,12 @@ def code_group(length: int) -> SymmetryGroup:
 
 
 @functools.cache
+def no_group(length: int) -> SymmetryGroup:
+    """The identity alone, where no symmetry is known."""
+    return _closure([(np.arange(length), np.ones(length, np.int8))])
+
+
+@functools.cache
 def sign_group(length: int) -> SymmetryGroup:
     """Negate, alternate signs s_i (-1)^i: order 4, or less at length 1."""
     plain, plus = np.arange(length), np.ones(length, np.int8)
