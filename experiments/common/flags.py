@@ -71,21 +71,6 @@ def define_integers(
     return _define_list(name, default, text, parse, "whole numbers")
 
 
-def define_floats(
-    name: str, default: Sequence[float], text: str, *, lower_bound: float | None = None
-) -> flags.FlagHolder[list[float]]:
-    """A flag that takes finite numbers, such as --dram_gb=0,500."""
-    parser = _FiniteParser(lower_bound)
-
-    def parse(text: str) -> Iterable[float]:
-        try:
-            return [parser.parse(text)]
-        except ValueError as error:
-            raise ValueError(f"`{text}`: {error}") from None
-
-    return _define_list(name, default, text, parse, "numbers")
-
-
 def define_names(name: str, default: Sequence[str], choices: Iterable[str], text: str) -> flags.FlagHolder[list[str]]:
     """A flag that takes some of `choices`, such as --method=hpgan,ga."""
     known = tuple(choices)
@@ -98,11 +83,6 @@ def define_names(name: str, default: Sequence[str], choices: Iterable[str], text
         return [text]
 
     return _define_list(name, default, text, parse, "names")
-
-
-def define_strings(name: str, default: Sequence[str], text: str) -> flags.FlagHolder[list[str]]:
-    """A flag that takes any texts without commas, such as --devices=h100x4,h100x8."""
-    return _define_list(name, default, text, lambda text: [text], "values")
 
 
 _ONE: flags.ArgumentSerializer = flags.ArgumentSerializer()

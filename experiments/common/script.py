@@ -58,4 +58,4 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    raise SystemExit(f"usage: python -m experiments.{name()} [flags]; --help lists them.\n{sentence}")
+    raise SystemExit(f"{sentence} (`python -m experiments.{name()} --help` lists the flags.)")
