@@ -49,12 +49,14 @@ COMMANDS: dict[str, list[str]] = {
 }  # fmt: skip
 _CALIBRATE = ["calibrate", "--model={model}", "--repeats=1", "--max_model_len=1024", "--num_pages=256"]
 
-# What is meant to differ, by field, with the reason.
+# What is meant to differ, by a pattern of its whole path, with the reason.
 MEANT = {
-    "cpu_s": "the machine's time",
-    "seconds": "the machine's time",
-    "started_at": "the machine's time",
+    r".*\.(cpu_s|seconds|started_at)": "the machine's time",
+    r"hpgan_paper\.totals\.searches\.\w+\.(cpu_s_to|evaluations|evaluations_at_chips_to)": "a search says what it cost",
+    r"hpgan_paper\.totals\.held_out\[\d+\]\.problem": "problems have names",
+    r"hpgan_paper\.totals\.held_out\[3\]\.distinct": "a budget below one step of ga pays for the codes that it covers",
 }
+_IS_MEANT = re.compile("|".join(f"(?:{pattern})" for pattern in MEANT)).fullmatch
 _PROMPTS = ("Once upon a time", "def main(argv):", "The quick brown fox", "import os", "A list of numbers: 1, 2, 3")
 
 
@@ -170,7 +172,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     """Every place where the two differ and are not meant to."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            if key in MEANT:
+            if _IS_MEANT(f"{path}.{key}"):
                 continue
             if key not in old or key not in new:
                 yield f"{path}.{key}: only in the {'new' if key in new else 'old'} checkout"
