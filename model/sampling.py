@@ -214,8 +214,8 @@ def _penalize(logits: jax.Array, batch: SamplingBatch, counts: TokenCounts) -> j
     seen = counts.prompt | (counts.output > 0)
     repetition = batch.repetition_penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits > 0, logits / repetition, logits * repetition), logits)
-    logits -= batch.frequency_penalty[:, None] * counts.output
-    return logits - batch.presence_penalty[:, None] * (counts.output > 0)
+    logits -= batch.frequency_penalty[:, None] * counts.output.astype(logits.dtype)
+    return logits - batch.presence_penalty[:, None] * (counts.output > 0).astype(logits.dtype)
 
 
 def _draw(logits: jax.Array, batch: SamplingBatch, generated: Array) -> jax.Array:
