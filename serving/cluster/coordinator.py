@@ -116,9 +116,7 @@ class Coordinator:
         state.phase = Phase.PREFILL
         self._states[request.id] = state
         self._instances[placement.prefill].prefill(state.task, now)
-        if self._mirror.prefill[placement.prefill].running == request.id:
-            # It began at once, so the load is known better than when it was placed.
-            self._mirror.rank(placement.prefill)
+        self._mirror.rank(placement.prefill)
 
     def _end(self, state: RequestState, outcome: str, now: float) -> None:
         self._states.pop(state.request.id, None)
@@ -189,8 +187,8 @@ class Coordinator:
         if state is None:
             return
         state.more_tokens(gaps, now)
-        state.finish()
-        self.conductor.decode_done(state.request, state.tokens, state.tbt_s or 0.0, now)
+        tokens = state.finish()
+        self.conductor.decode_done(state.request, tokens, state.tbt_s or 0.0, now)
         self._end(state, COMPLETED, now)
         if self.conductor.deferred:
             self._release(now)

@@ -68,15 +68,17 @@ class RequestState:
     hit_tokens: int = 0
     first_token_s: float | None = None
     last_token_s: float | None = None
-    gaps: list[Progression] | None = None
+    gaps: Sequence[Progression] | None = None
     tbt_s: float | None = None
     resumed: ResumedProgress | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens that came, those of earlier attempts included, as far as reported."""
-        earlier = self.resumed.tokens if self.resumed is not None else 0
-        return earlier + (0 if self.first_token_s is None else 1 + sum(count for _, _, count in self.gaps or ()))
+        tokens = 0 if self.first_token_s is None else 1
+        for _, _, count in self.gaps or ():
+            tokens += count
+        return tokens if self.resumed is None else tokens + self.resumed.tokens
 
     def first_token(self, now: float) -> None:
         self.first_token_s = self.last_token_s = now
@@ -85,23 +87,24 @@ class RequestState:
             resumed.last_token_s = now
 
     def more_tokens(self, gaps: Sequence[Progression], last_s: float) -> None:
-        self.gaps = [*(self.gaps or ()), *gaps]
+        self.gaps = gaps if self.gaps is None else [*self.gaps, *gaps]
         self.last_token_s = last_s
 
-    def finish(self) -> None:
-        """Sets the TBT of all gaps, if there are any."""
+    def finish(self) -> int:
+        """Sets the TBT of all gaps, if there are any; returns the number of all tokens."""
         tokens, resumed = self.tokens, self.resumed
-        gaps = self.gaps or []
+        gaps = self.gaps or ()
         if resumed is not None:
             gaps = [*resumed.gaps, *gaps]
         if tokens > 1:
             self.tbt_s = longest_mean(gaps, max(1, (tokens - 1) // 10))
+        return tokens
 
     def remember(self) -> None:
         """Keeps what it got of this attempt for the next one."""
         if self.first_token_s is None or self.last_token_s is None or self.task is None:
             return
-        tokens, gaps = self.tokens, self.gaps or []
+        tokens, gaps = self.tokens, self.gaps or ()
         if self.resumed is None:
             self.resumed = ResumedProgress(
                 prefill=self.task.placement.prefill,

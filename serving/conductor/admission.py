@@ -146,6 +146,11 @@ class AdmissionPolicy:
     per_request: bool = False
     prefers_short: bool = False
 
+    @property
+    def looks(self) -> bool:
+        """Whether anything is judged at arrival."""
+        return self.checks_ttft or self.forecast is not None
+
     def reason(
         self, context: AdmissionContext, slo: SLO, waited_s: float, limit: float = 1.0
     ) -> tuple[str | None, float]:

@@ -209,21 +209,23 @@ class Conductor:
         if index is None:
             return self._refuse(Rejection("kv capacity", candidate.ttft_s, 0.0, self.occupancy.decode_s))
         decode = mirror.decode[index]
-        per_request = self._admission.per_request
-        context = AdmissionContext(
-            mirror=mirror,
-            costs=costs,
-            occupancy=self.occupancy,
-            lengths=self.lengths,
-            candidate=candidate,
-            decode=decode,
-            context_tokens=self._context_tokens,
-            now=now,
-            predictor=self.outputs,
-            decoding=_decoding(decode) if per_request else (),
-            output_tokens=self.outputs.predict(request.keys) if per_request else self.lengths.mean,
-        )
-        reason, tbt_s = self._admission.reason(context, slo, now - request.arrival_s, self.limit.value)
+        admission, reason, tbt_s = self._admission, None, 0.0
+        output_tokens = self.outputs.predict(request.keys) if admission.per_request else self.lengths.mean
+        if admission.looks:
+            context = AdmissionContext(
+                mirror=mirror,
+                costs=costs,
+                occupancy=self.occupancy,
+                lengths=self.lengths,
+                candidate=candidate,
+                decode=decode,
+                context_tokens=self._context_tokens,
+                now=now,
+                predictor=self.outputs,
+                decoding=_decoding(decode) if admission.per_request else (),
+                output_tokens=output_tokens,
+            )
+            reason, tbt_s = admission.reason(context, slo, now - request.arrival_s, self.limit.value)
         if reason == "tbt" and self._admission.defers:
             return Deferral(tbt_s)
         if reason is not None:
@@ -254,7 +256,7 @@ class Conductor:
             prefill_end_s=now + candidate.ttft_s,
             work_s=work_s,
             turn_s=turn_s,
-            output_tokens=context.output_tokens,
+            output_tokens=output_tokens,
         )
         self._accepted[request.id] = assignment
         mirror.place(assignment)

@@ -217,7 +217,10 @@ class ClusterMirror:
     # -- requests
 
     def place(self, assignment: Assignment) -> None:
-        """Counts an accepted request to the queue, the links and the batch that it was placed on."""
+        """Counts an accepted request to the queue, the links and the batch that it was placed on.
+
+        Call `rank` once the prefill instance has taken it, for it may begin at once.
+        """
         request, placement = assignment.request, assignment.placement
         if placement.source is not None:
             assignment.fetch_end_s = self._book_fetch(request, placement, assignment.placed_s)
@@ -227,7 +230,6 @@ class ClusterMirror:
                 self.directory.remove(placement.prefill, request.keys, tier=1)
         self.reserve(assignment)
         self.prefill[placement.prefill].enqueue(assignment)
-        self.rank(placement.prefill)
 
     def reserve(self, assignment: Assignment) -> None:
         """Counts a request to the load of its decode instance."""

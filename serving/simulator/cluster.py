@@ -116,6 +116,7 @@ class Cluster:
         self.config = config
         self._layout = Layout(config=config)
         self._coordinator = coordinator
+        self._engine = performance.engine if runs_engines(config, performance) else None
         counts = self._layout.counts
         self.world = World(
             config=config,
@@ -196,8 +197,7 @@ class Cluster:
 
     def _coupled(self, instance: SimulatedInstance) -> CoupledNode | EngineNode:
         config, world = self.config, self.world
-        engine = world.performance.engine
-        if engine is None or not runs_engines(config, world.performance):
+        if self._engine is None:
             return CoupledNode(
                 index=instance.number,
                 performance=world.performance,
@@ -214,7 +214,7 @@ class Cluster:
         return EngineNode(
             name=instance.name,
             index=instance.number,
-            model=engine,
+            model=self._engine,
             costs=world.performance.costs,
             at=world.at,
             events=world.events,
@@ -225,8 +225,7 @@ class Cluster:
 
     def fits(self, request: TraceRequest) -> bool:
         """Whether an instance can serve a request of this length at all."""
-        engine = self.world.performance.engine if runs_engines(self.config, self.world.performance) else None
-        return engine is None or engine.fits(request.input_tokens, request.output_tokens)
+        return self._engine is None or self._engine.fits(request.input_tokens, request.output_tokens)
 
     def join(self, number: int, now: float) -> None:
         """An instance starts to serve, with an empty cache, unless it is up already."""

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from kvcache.prefix_index import PrefixIndex
 from serving.conductor.links import Links
-from serving.conductor.mirror import ClusterMirror, DecodeMirror, PrefillMirror
+from serving.conductor.mirror import Assignment, ClusterMirror, DecodeMirror, PrefillMirror
+from serving.conductor.types import Placement
+from serving.request import Request
 from serving.simulator.performance import mooncake_a800
 
 COSTS = mooncake_a800().costs
@@ -42,8 +44,37 @@ def mirror_of(
     for index, blocks in enumerate(held):
         mirror.directory.add(index, blocks)
     for index, batch in enumerate(batches):
-        decode[index].requests.update({f"of d{index}, {i}": None for i in range(batch)})
-        decode[index].assigned_tokens = decode[index].present_tokens = 1000 * batch
-        decode[index].present = batch
+        for i in range(batch):
+            mirror.reserve(decoding(f"of d{index}, {i}", index))
+        decode[index].present, decode[index].present_tokens = batch, 1000 * batch
         mirror.decode_order.set(index, COSTS.decode_s(batch, 1000 * batch))
     return mirror
+
+
+def decoding(name: str, decode: int) -> Assignment:
+    """A request of 1,000 tokens that has decoded for no time yet."""
+    placement = Placement(
+        prefill=0,
+        decode=decode,
+        reused_tokens=0,
+        source=None,
+        fetched_tokens=0,
+        predicted_queue_s=0.0,
+        predicted_fetch_s=0.0,
+        predicted_prefill_s=0.0,
+        predicted_ttft_s=0.0,
+        predicted_tbt_s=0.0,
+        queue_key=0.0,
+    )
+    return Assignment(
+        number=0,
+        request=Request(id=name, input_tokens=1000),
+        placement=placement,
+        placed_s=0.0,
+        prefill_end_s=0.0,
+        work_s=0.0,
+        turn_s=0.0,
+        output_tokens=256.0,
+        decode_start_s=0.0,
+        present=True,
+    )
