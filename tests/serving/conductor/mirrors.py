@@ -62,7 +62,6 @@ def decoding(name: str, decode: int) -> Assignment:
         predicted_queue_s=0.0,
         predicted_fetch_s=0.0,
         predicted_prefill_s=0.0,
-        predicted_ttft_s=0.0,
         predicted_tbt_s=0.0,
         queue_key=0.0,
     )
