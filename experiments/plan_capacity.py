@@ -16,7 +16,7 @@ from experiments.common.flags import define_float
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
-from model.config import UnsupportedModelError
+from model.config import ConfigError
 from serving.conductor import SLO, ConductorConfig
 from serving.conductor.admission import ADMISSIONS
 from serving.conductor.errors import ConductorError
@@ -110,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, TraceError, SimulatorError, ConductorError, OffloadError, UnsupportedModelError)
+    run(main, TraceError, SimulatorError, ConductorError, OffloadError, ConfigError)

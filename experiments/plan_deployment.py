@@ -26,7 +26,7 @@ from experiments.common.plots import save_curves
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
-from model.config import UnsupportedModelError
+from model.config import ConfigError
 from serving.conductor import SLO
 from serving.planning.confirm import Confirmation, confirm
 from serving.planning.trace_goal import trace_goal
@@ -171,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, OffloadError, TraceError, UnsupportedModelError)
+    run(main, OffloadError, TraceError, ConfigError)

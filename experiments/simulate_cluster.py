@@ -16,7 +16,7 @@ from experiments.common.flags import define_float
 from experiments.common.results import flat, start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
-from model.config import UnsupportedModelError
+from model.config import ConfigError
 from serving.conductor import SLO, ConductorConfig, RoleConfig
 from serving.conductor.admission import ADMISSIONS
 from serving.conductor.conductor import QUEUE_ORDERS
@@ -189,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, TraceError, ConductorError, SimulatorError, OffloadError, UnsupportedModelError, FileNotFoundError)
+    run(main, TraceError, ConductorError, SimulatorError, OffloadError, ConfigError, FileNotFoundError)

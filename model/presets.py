@@ -1,6 +1,9 @@
 """Shapes of published models by name, for planning, simulation and benchmarks without their weights. No JAX here."""
 
-from model.config import ModelConfig, RopeConfig
+import difflib
+from collections.abc import Iterable
+
+from model.config import ConfigError, ModelConfig, RopeConfig
 
 
 def _llama3_rope(factor: float) -> RopeConfig:
@@ -175,7 +178,14 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The shape of that name. Raises `ValueError` with the names there are."""
+    """Returns the shape of that name. Raises `ConfigError` with the names there are, the most alike first."""
     if name not in PRESETS:
-        raise ValueError(f"No preset `{name}`; known: {', '.join(PRESETS)}.")
+        raise ConfigError(f"No preset `{name}`{suggestion(name)}.")
     return PRESETS[name]
+
+
+def suggestion(name: str, names: Iterable[str] = PRESETS) -> str:
+    """Returns how an error about the unknown `name` goes on: which of `names` it is most like, and all of them."""
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f"; did you mean `{near[0]}`? Known" if near else "; known") + f": {', '.join(known)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from attention_offload.costs.shapes import ModelShape
 from attention_offload.errors import OffloadError
-from model.presets import PRESETS
+from model.presets import PRESETS, suggestion
 
 # In the fields of Hugging Face.
 _OTHERS: Mapping[str, Mapping[str, Any]] = {
@@ -44,5 +44,5 @@ def load_shape(model: str) -> ModelShape:
     if model in _OTHERS:
         return ModelShape.from_hf(_OTHERS[model], model)
     if not pathlib.Path(model).exists():
-        raise OffloadError(f"No model `{model}`; known: {', '.join(NAMES)}, or the folder of a Hugging Face config.")
+        raise OffloadError(f"No model `{model}`{suggestion(model, NAMES)}, or the folder of a Hugging Face config.")
     return ModelShape.from_hf(model)

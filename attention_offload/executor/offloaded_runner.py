@@ -1,6 +1,5 @@
 """An engine's steps with attention offloaded: a `StepRunner` over two devices."""
 
-import functools
 import threading
 from collections.abc import Sequence
 
@@ -8,48 +7,16 @@ import jax
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from attention_offload.converter import Role, SplitStep, convert
+from attention_offload.executor.engine_step import cut_engine_step
 from attention_offload.executor.placed_step import PlacedStep
 from kvcache import moves
 from kvcache.kv_block import KVBlock
-from kvcache.layout import KVLayout
 from kvcache.paged_cache import PagedKVCache
-from model.config import ModelConfig
-from model.transformer import Definition, Transformer, split
+from model.transformer import Transformer, split
 from serving.engine.batch import StepInputs
 from serving.engine.buckets import Bucket
 from serving.engine.runner import kv_layout
-from serving.engine.step import compute_step
 from serving.engine.types import EngineConfig
-
-# Token ids enter on the dense side; all else that a step is told, both sides know.
-_INPUT_ROLES = StepInputs(
-    tokens=Role.ACTIVATION,  # pyrefly: ignore[bad-argument-type]
-    positions=Role.FREE,  # pyrefly: ignore[bad-argument-type]
-    slots=Role.FREE,  # pyrefly: ignore[bad-argument-type]
-    page_table=Role.FREE,  # pyrefly: ignore[bad-argument-type]
-    lengths=Role.FREE,  # pyrefly: ignore[bad-argument-type]
-    prefill_starts=Role.FREE,  # pyrefly: ignore[bad-argument-type]
-    last=Role.FREE,  # pyrefly: ignore[bad-argument-type]
-)
-
-
-@functools.lru_cache(maxsize=256)
-def _cut(
-    definition: Definition,
-    config: ModelConfig,
-    bucket: Bucket,
-    implementation: str | None,
-    weights: tuple[jax.ShapeDtypeStruct, ...],
-    layout: KVLayout,
-    inputs: tuple[jax.ShapeDtypeStruct, ...],
-) -> SplitStep:
-    """Returns the cut step of one shape, one for all runners of the same model."""
-    pool = jax.ShapeDtypeStruct(layout.shape, layout.dtype)
-    step = functools.partial(compute_step, definition, config, None, bucket, implementation)
-    arrays = StepInputs(*inputs)  # pyrefly: ignore[bad-argument-type]
-    cache = PagedKVCache(pool, pool, layout)  # pyrefly: ignore[bad-argument-type]
-    return convert(step, (Role.WEIGHT, Role.KV, _INPUT_ROLES), weights, cache, arrays)
 
 
 class OffloadedRunner:
@@ -100,7 +67,7 @@ class OffloadedRunner:
     def _step(self, inputs: StepInputs, bucket: Bucket) -> PlacedStep:
         with self._tracing:
             if bucket not in self._steps:
-                cut = _cut(
+                cut = cut_engine_step(
                     self._definition,
                     self.config,
                     bucket,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from model.checkpoints.errors import CheckpointError
 from model.checkpoints.hf import INDEX
-from model.presets import PRESETS
+from model.presets import PRESETS, suggestion
 
 _SLICES = 64
 _SLICE_BYTES = 4096
@@ -35,7 +35,7 @@ def fingerprint(source: str | os.PathLike[str], dtype: Any = None, seed: int = 0
     elif str(source) in PRESETS:
         digest.update(f"preset={source} seed={seed} jax={jax.__version__}\n".encode())
     else:
-        raise CheckpointError(f"`{source}` is neither a folder nor a preset ({', '.join(PRESETS)}).")
+        raise CheckpointError(f"`{source}` is neither a folder nor a preset{suggestion(str(source))}.")
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ from model.checkpoints.errors import CheckpointError
 from model.checkpoints.hf import load_hf
 from model.checkpoints.native import restore
 from model.config import ModelConfig
-from model.presets import PRESETS
+from model.presets import PRESETS, suggestion
 from model.sharding import shard_model
 from model.transformer import Transformer
 
@@ -37,7 +37,7 @@ def load(
     if folder.is_dir():
         return restore(folder, mesh, dtype)
     if str(source) not in PRESETS:
-        raise CheckpointError(f"`{source}` is neither a folder nor a preset ({', '.join(PRESETS)}).")
+        raise CheckpointError(f"`{source}` is neither a folder nor a preset{suggestion(str(source))}.")
     config = PRESETS[str(source)]
     model = Transformer(config, nnx.Rngs(seed), dtype or jnp.float32)
     return config, model if mesh is None else shard_model(model, mesh)

@@ -12,7 +12,7 @@ from typing import Any
 
 from attention_offload.devices import Device, load_devices
 from model.config import ModelConfig
-from model.presets import PRESETS
+from model.presets import preset
 from serving.conductor import TimeModel
 from serving.conductor.pipeline import PipelineTimeModel
 from serving.simulator.decode_node import DecodeTimes
@@ -170,7 +170,7 @@ def named_performance(model: str, device: str) -> Performance:
     name, _, count = device.rpartition("x")
     if not name or not count.isdigit():
         raise SimulatorError(f"`{device}` is not a device and a count; write it as in h100x8.")
-    config = PRESETS[model] if model in PRESETS else ModelConfig.from_hf(model)
+    config = ModelConfig.from_hf(model) if pathlib.Path(model).exists() else preset(model)
     return roofline(config, load_devices()[name], int(count))
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from model.checkpoints.build import abstract_weights
-from model.config import ModelConfig
+from model.config import ConfigError, ModelConfig
 from model.presets import PRESETS, preset
 from model.sharding import parse_mesh
 from model.transformer import Transformer, causal_attend
@@ -76,5 +76,10 @@ def _last_logits(model: Transformer, tokens: jax.Array) -> jax.Array:
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"`llama9`; known: bench-58m"):
-        preset("llama9")
+    with pytest.raises(ConfigError, match=r"`zephyr`; known: bench-58m"):
+        preset("zephyr")
+
+
+def test_a_preset_that_is_mistyped_is_suggested():
+    with pytest.raises(ConfigError, match=r"No preset `llama3-7b`; did you mean `llama3-70b`\? Known: bench-58m"):
+        preset("llama3-7b")
