@@ -1,4 +1,4 @@
-"""Measures the block sizes of paged attention on this device, and keeps the fastest for every later call.
+"""Measures the tile sizes of paged attention on this device, and keeps the fastest for every later call.
 
     python -m experiments.tune_paged_attention --batch=1,32 --context=4096,32768 --q_heads=64
 
@@ -27,7 +27,7 @@ def main() -> None:
     made_by = {name: meta[name] for name in ("command", "versions", "machine", "started_at")}
     path = tuning.write(jax.devices()[0].device_kind, entries, made_by)
     rows = [attention_speed.tuned_row(entry) for entry in entries]
-    print_table(rows, title=f"Block sizes, written to {path}")
+    print_table(rows, title=f"Tile sizes, written to {path}")
     write_result(out, meta, rows)
 
 

@@ -17,7 +17,7 @@ from absl import logging
 from tqdm import tqdm
 
 from experiments.common import attention_peers
-from model.kernels.paged_attention import Blocks, paged_attention, scales_shape, tuning
+from model.kernels.paged_attention import TileSizes, paged_attention, scales_shape, tuning
 from model.kernels.paged_attention.problem import Problem, Ragged, pools_of, problem_of
 
 KV_DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
@@ -154,13 +154,13 @@ def run_benchmark(
 
 
 def tune(cases: Sequence[Case], backend: str, repeats: int, seed: int) -> list[tuning.Entry]:
-    """The fastest block sizes of a backend for each case; cases that it has none for are left out."""
+    """The fastest tile sizes of a backend for each case; cases that it has none for are left out."""
     entries = []
     for case in tqdm(cases, desc="cases"):
         batch = case.build(seed)
 
-        def seconds(blocks: Blocks, case: Case = case, batch: Batch = batch) -> float:
-            attend = _prepared(backend, case, batch, blocks)
+        def seconds(tile_sizes: TileSizes, case: Case = case, batch: Batch = batch) -> float:
+            attend = _prepared(backend, case, batch, tile_sizes)
             (total,) = _medians([lambda: attend(_CALLS_ON_ACCELERATORS)], repeats)
             return total / _CALLS_ON_ACCELERATORS
 
@@ -173,9 +173,9 @@ def tune(cases: Sequence[Case], backend: str, repeats: int, seed: int) -> list[t
 
 def tuned_row(entry: tuning.Entry) -> Row:
     """An entry as a row of a table."""
-    chosen = {name: size for name, size in dataclasses.asdict(entry.blocks).items() if size is not None}
+    chosen = {name: size for name, size in dataclasses.asdict(entry.tile_sizes).items() if size is not None}
     times = {"time_s": entry.time_s, "heuristic_time_s": entry.heuristic_time_s}
-    return {**entry.case, "blocks": str(chosen or "heuristic"), **times}
+    return {**entry.case, "tile_sizes": str(chosen or "heuristic"), **times}
 
 
 def _measure(case: Case, backend: str, attend: Callable[[int], Any], repeats: int) -> Row:
@@ -241,7 +241,9 @@ def _matmul(dtype: str) -> Ceiling:
     return Ceiling(lambda: multiply(a), 2 * size**3, "GFLOP/s")
 
 
-def _prepared(backend: str, case: Case, batch: Batch, blocks: Blocks | None = None) -> Callable[[int], jax.Array]:
+def _prepared(
+    backend: str, case: Case, batch: Batch, tile_sizes: TileSizes | None = None
+) -> Callable[[int], jax.Array]:
     """The attention of a batch by a backend, so many times in a row, each for what the last one gave."""
     if backend in attention_peers.TORCH_PEERS:
         return attention_peers.prepared(backend, batch, case.query_len)
@@ -251,7 +253,7 @@ def _prepared(backend: str, case: Case, batch: Batch, blocks: Blocks | None = No
         implementation = None if backend == "auto" else backend
 
         def once(batch: Batch) -> jax.Array:
-            options = {"max_query_len": case.query_len, "implementation": implementation, "blocks": blocks}
+            options = {"max_query_len": case.query_len, "implementation": implementation, "tile_sizes": tile_sizes}
             out: Any = paged_attention(*batch, **options)
             return out
 

@@ -7,7 +7,7 @@ from model.kernels.paged_attention.api import write_kv as write_kv
 from model.kernels.paged_attention.merge import merge as merge
 from model.kernels.paged_attention.pages import read_pages as read_pages
 from model.kernels.paged_attention.pages import write_pages as write_pages
-from model.kernels.paged_attention.problem import Blocks as Blocks
 from model.kernels.paged_attention.problem import KVPool as KVPool
+from model.kernels.paged_attention.problem import TileSizes as TileSizes
 from model.kernels.pool_shape import pool_shape as pool_shape
 from model.kernels.pool_shape import scales_shape as scales_shape

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from model.kernels import target
 from model.kernels.paged_attention import cpu_ffi, cpu_library, mosaic_gpu, pallas_tpu, reference, tuning, xla
 from model.kernels.paged_attention.problem import (
-    Blocks,
     KVPool,
     NewKV,
     Pools,
     Problem,
     Ragged,
+    TileSizes,
     pools_of,
     problem_of,
     tokens_of_a_row,
@@ -34,7 +34,7 @@ IMPLEMENTATIONS = tuple(_BACKENDS)
 
 
 class _Choice(NamedTuple):
-    """The backend for a platform, or for any if that is None, and the problem with the blocks that it shall use."""
+    """The backend for a platform, or for any if that is None, and the problem with the tile sizes that it shall use."""
 
     platform: str | None
     backend: str
@@ -56,7 +56,7 @@ def paged_attention(
     sliding_window: int | None = None,
     soft_cap: float | None = None,
     implementation: str | None = None,
-    blocks: Blocks | None = None,
+    tile_sizes: TileSizes | None = None,
     return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Causal attention of a ragged batch of queries over paged KV.
@@ -78,7 +78,7 @@ def paged_attention(
       sliding_window: a query attends to this many tokens at most, itself included.
       soft_cap: scores become `soft_cap * tanh(scores / soft_cap)`.
       implementation: one of `IMPLEMENTATIONS`, or None for the fastest that takes this case on this platform.
-      blocks: how the kernel cuts its work; None for what was measured on this kind of device, else its heuristics.
+      tile_sizes: how the kernel cuts its work; None for what was measured on this kind of device, else its heuristics.
       return_lse: also return the log-sum-exp of the scores, by which partial results merge.
 
     Returns:
@@ -99,7 +99,7 @@ def paged_attention(
         sliding_window=sliding_window,
         soft_cap=soft_cap,
     )
-    out, lse = _attend(_choices(problem, implementation, blocks), q, pools, ragged)
+    out, lse = _attend(_choices(problem, implementation, tile_sizes), q, pools, ragged)
     return (out, lse) if return_lse else out
 
 
@@ -245,12 +245,12 @@ def _by_choice(choices: _Choices, run: Callable[[_Choice], Callable], *operands)
     return target.by_platform(*operands, **{str(choice.platform): run(choice) for choice in choices})
 
 
-def _choices(problem: Problem, implementation: str | None, blocks: Blocks | None = None) -> _Choices:
-    """The named implementation, or the fastest of each platform, with the given blocks, or those that were measured."""
+def _choices(problem: Problem, implementation: str | None, tile_sizes: TileSizes | None = None) -> _Choices:
+    """The named implementation, or the fastest of each platform, with the given tile sizes, or the measured ones."""
 
     def choice(platform: str | None, name: str) -> _Choice:
-        cut = tuning.blocks_for(name, problem, target.device_kind()) if blocks is None else blocks
-        return _Choice(platform, name, dataclasses.replace(problem, blocks=cut))
+        cut = tuning.tile_sizes_for(name, problem, target.device_kind()) if tile_sizes is None else tile_sizes
+        return _Choice(platform, name, dataclasses.replace(problem, tile_sizes=cut))
 
     if implementation is None:
         return tuple(choice(platform, name) for platform, name in _fastest(problem).items())

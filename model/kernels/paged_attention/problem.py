@@ -57,7 +57,7 @@ class Ragged(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class TileSizes:
     """How a kernel cuts its work; None leaves a choice to its heuristic, and others than its own mean nothing to it.
 
     Attributes:
@@ -92,7 +92,7 @@ class Problem:
     sliding_window: int | None
     soft_cap: float | None
     row_tokens: int = 1  # that share a row of 128 in the pools as they are kept, see `pool_shape`
-    blocks: Blocks = Blocks()
+    tile_sizes: TileSizes = TileSizes()
 
     @property
     def group(self) -> int:

@@ -1,4 +1,4 @@
-"""Block sizes that were measured to be faster than the heuristics', by kind of device, in JSON files of this package.
+"""Tile sizes that were measured to be faster than the heuristics', by kind of device, in JSON files of this package.
 
 `tuned/README.md` describes a file. What is not in one takes the heuristics.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from model.kernels.paged_attention.problem import Blocks, Problem
+from model.kernels.paged_attention.problem import Problem, TileSizes
 
 FOLDER = pathlib.Path(__file__).parent / "tuned"
 # A candidate must be so much faster than the heuristic to be kept: less is noise.
@@ -22,16 +22,16 @@ _WORTH = 0.97
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """The fastest blocks of one kind of case, and seconds per call with them and with the heuristics."""
+    """The fastest tile sizes of one kind of case, and seconds per call with them and with the heuristics."""
 
     case: Mapping[str, Any]
-    blocks: Blocks
+    tile_sizes: TileSizes
     time_s: float
     heuristic_time_s: float
 
 
 def case_of(backend: str, problem: Problem) -> dict[str, Any]:
-    """What of a problem decides its best blocks; sizes that grow while a server runs, up to the next power of two."""
+    """What of a problem decides its tile sizes; lengths that grow while a server runs, up to the next power of two."""
     return {
         "backend": backend,
         "q_dtype": problem.q_dtype.name,
@@ -47,37 +47,37 @@ def case_of(backend: str, problem: Problem) -> dict[str, Any]:
     }
 
 
-def candidates(backend: str, problem: Problem) -> list[Blocks]:
-    """Blocks to try, the heuristics' own first.
+def candidates(backend: str, problem: Problem) -> list[TileSizes]:
+    """Tile sizes to try, the heuristics' own first.
 
     Raises:
-      NotImplementedError: a backend that has no blocks to choose.
+      NotImplementedError: a backend that has no tile sizes to choose.
     """
     keys = [size for size in (128, 256, 512, 1024, 2048) if size <= problem.max_pages * problem.page_size]
     if backend == "mosaic_gpu" and problem.max_query_len == 1:
-        return [Blocks(), *(Blocks(splits=splits) for splits in (1, 2, 4, 8, 16, 32))]
+        return [TileSizes(), *(TileSizes(splits=splits) for splits in (1, 2, 4, 8, 16, 32))]
     if backend == "pallas_tpu" and problem.max_query_len == 1:
-        return [Blocks(), *(Blocks(decode_keys=size) for size in keys)]
+        return [TileSizes(), *(TileSizes(decode_keys=size) for size in keys)]
     if backend == "pallas_tpu":
         queries = [size for size in (32, 64, 128, 256) if size < 2 * problem.max_query_len]
-        return [Blocks(), *(Blocks(prefill_keys=k, prefill_queries=q) for k in keys[:-1] for q in queries)]
-    raise NotImplementedError(f"{backend!r} has no block sizes to choose for this case.")
+        return [TileSizes(), *(TileSizes(prefill_keys=k, prefill_queries=q) for k in keys[:-1] for q in queries)]
+    raise NotImplementedError(f"{backend!r} has no tile sizes to choose for this case.")
 
 
-def tune(backend: str, problem: Problem, measure: Callable[[Blocks], float]) -> Entry:
+def tune(backend: str, problem: Problem, measure: Callable[[TileSizes], float]) -> Entry:
     """The fastest of the candidates; `measure` gives seconds. One that the device has no memory for is passed over."""
     heuristic, *others = candidates(backend, problem)
     heuristic_s = measure(heuristic)
     best, best_s = heuristic, heuristic_s
-    for blocks in others:
+    for tile_sizes in others:
         try:
-            seconds = measure(blocks)
+            seconds = measure(tile_sizes)
         except jax.errors.JaxRuntimeError as error:
             if not lacks_memory(error):
                 raise
             continue
         if seconds < min(best_s, heuristic_s * _WORTH):
-            best, best_s = blocks, seconds
+            best, best_s = tile_sizes, seconds
     return Entry(case_of(backend, problem), best, best_s, heuristic_s)
 
 
@@ -86,10 +86,10 @@ def lacks_memory(error: jax.errors.JaxRuntimeError) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
-def blocks_for(backend: str, problem: Problem, device_kind: str) -> Blocks:
-    """The blocks that were measured for a case on a kind of device; the heuristics' where none were."""
+def tile_sizes_for(backend: str, problem: Problem, device_kind: str) -> TileSizes:
+    """The tile sizes that were measured for a case on a kind of device; the heuristics' where none were."""
     case = case_of(backend, problem)
-    return next((entry.blocks for entry in read(device_kind) if entry.case == case), Blocks())
+    return next((entry.tile_sizes for entry in read(device_kind) if entry.case == case), TileSizes())
 
 
 def path_of(device_kind: str) -> pathlib.Path:
@@ -112,9 +112,9 @@ def _read(path: pathlib.Path) -> tuple[Entry, ...]:
         return ()
     try:
         entries = json.loads(path.read_text())["entries"]
-        return tuple(Entry(**(entry | {"blocks": Blocks(**entry["blocks"])})) for entry in entries)
+        return tuple(Entry(**(entry | {"tile_sizes": TileSizes(**entry["tile_sizes"])})) for entry in entries)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no tuned block sizes: {error}. Tune again, or remove it.") from error
+        raise ValueError(f"{path} holds no tuned tile sizes: {error}. Tune again, or remove it.") from error
 
 
 def write(device_kind: str, entries: Iterable[Entry], made_by: Mapping[str, Any]) -> pathlib.Path:
@@ -123,8 +123,8 @@ def write(device_kind: str, entries: Iterable[Entry], made_by: Mapping[str, Any]
     kept = [old for old in read(device_kind) if all(old.case != entry.case for entry in new)]
     records = []
     for entry in (*kept, *new):
-        chosen = {name: size for name, size in dataclasses.asdict(entry.blocks).items() if size is not None}
-        records.append(dataclasses.asdict(entry) | {"blocks": chosen})
+        chosen = {name: size for name, size in dataclasses.asdict(entry.tile_sizes).items() if size is not None}
+        records.append(dataclasses.asdict(entry) | {"tile_sizes": chosen})
     path = path_of(device_kind)
     path.parent.mkdir(exist_ok=True)
     content = {"device_kind": device_kind, "made_by": dict(made_by), "entries": records}

@@ -138,8 +138,8 @@ def decode_launch(problem: Problem) -> decode.LaunchConfig:
     taken = _SHARED_RESERVED + _BARRIER_BYTES + TILE * problem.head_dim * 2 + tile.wide_bytes
     stages = (_SHARED_PER_CORE // 2 - taken) // (2 * tile.block_bytes)
     by_token = problem.max_query_len == 1
-    if problem.blocks.splits is not None:
-        return decode.LaunchConfig(problem.blocks.splits, stages, by_token)
+    if problem.tile_sizes.splits is not None:
+        return decode.LaunchConfig(problem.tile_sizes.splits, stages, by_token)
     slots = device.cores() * 2
     work = problem.rows * problem.kv_heads
     blocks = -(-problem.max_pages * problem.page_size // tile.keys)

@@ -48,7 +48,7 @@ def attend(
     cores = stream.cores(problem)
     tokens, heads, kv_heads = q.shape[0], problem.q_heads // cores, problem.kv_heads // cores
     token_bytes = kv_heads * problem.head_dim * problem.kv_dtype.itemsize
-    block_rows = problem.blocks.decode_keys or min(_BLOCK_BYTES // token_bytes, _BLOCK_TOKENS)
+    block_rows = problem.tile_sizes.decode_keys or min(_BLOCK_BYTES // token_bytes, _BLOCK_TOKENS)
     block_rows = min(block_rows, problem.max_pages * problem.page_size)
     block_pages = max(block_rows // problem.page_size, 1)
 

@@ -22,8 +22,8 @@ _STATE_BYTES = 24 << 20
 
 def query_block(problem: Problem) -> int:
     """Queries in a block, a power of two: as many as keep the matrix unit busy and fit VMEM."""
-    if problem.blocks.prefill_queries is not None:
-        return problem.blocks.prefill_queries
+    if problem.tile_sizes.prefill_queries is not None:
+        return problem.tile_sizes.prefill_queries
     # Of each query head: queries and results twice (one block in flight), queries once more, the sum, and its scale.
     row_bytes = problem.head_dim * (5 * problem.q_dtype.itemsize + 4) + 2 * 4 * stream.LANES
     fits = _STATE_BYTES * stream.cores(problem) // (problem.q_heads * row_bytes)
@@ -63,7 +63,7 @@ def attend(
         problem.head_dim,
     )
     block, rows_per_head = query_block(problem), query_block(problem) * problem.group
-    block_tokens = problem.blocks.prefill_keys or _BLOCK_TOKENS
+    block_tokens = problem.tile_sizes.prefill_keys or _BLOCK_TOKENS
     block_pages = max(min(block_tokens // problem.page_size, problem.max_pages), 1)
 
     def at_block(core, item, rows, blocks, *_):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
-from model.kernels.paged_attention import Blocks, paged_attention
+from model.kernels.paged_attention import TileSizes, paged_attention
 from model.kernels.paged_attention.mosaic_gpu import backend
 from tests.model.kernels.paged_attention import cases
 
@@ -41,7 +41,7 @@ def test_splits_are_put_together(head_dim: int) -> None:
         cases.Shape(2, 1, head_dim, 64, max_pages=4, padding=1, dtype="bfloat16"), [200, 20, 0], [1] * 3
     )
     attend = functools.partial(paged_attention, max_query_len=1, implementation="mosaic_gpu", return_lse=True)
-    out, lse = jax.jit(functools.partial(attend, blocks=Blocks(splits=3)))(*batch)
+    out, lse = jax.jit(functools.partial(attend, tile_sizes=TileSizes(splits=3)))(*batch)
     expected, expected_lse = cases.dense_attention(batch)
     limit = cases.tolerance("bfloat16")
     np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=limit, atol=limit)
