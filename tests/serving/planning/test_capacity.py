@@ -10,7 +10,7 @@ from serving.conductor import SLO, ConductorConfig
 from serving.planning.capacity import CapacitySearch, ClusterSize, NodeType
 from serving.simulator.errors import SimulatorError
 from serving.simulator.performance import mooncake_a800
-from tests.serving.simulator.test_equivalence import random_trace
+from tests.serving.simulator.equivalence import random_trace
 
 FAST = dataclasses.replace(mooncake_a800(), price_per_hour=10.0)
 SLOW_COSTS = dataclasses.replace(FAST.costs, prefill_token=3 * FAST.costs.prefill_token, decode_base=0.06)

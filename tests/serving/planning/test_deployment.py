@@ -25,7 +25,7 @@ from serving.planning.deployment import decode_table, plan_performance
 from serving.planning.trace_goal import arrival_dispersion, trace_goal, trace_rps
 from serving.request import TraceRequest
 from serving.workload.requests import Trace
-from tests.serving.simulator.test_equivalence import compare, random_trace
+from tests.serving.simulator.equivalence import compare, random_trace
 
 DEVICES = load_devices()
 H100, H20, L40S = (DEVICES[name] for name in ("h100", "h20", "l40s"))

@@ -13,7 +13,7 @@ from serving.simulator.config import ClusterConfig
 from serving.simulator.performance import Performance, mooncake_a800
 from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace
-from tests.serving.simulator.test_equivalence import random_trace
+from tests.serving.simulator.equivalence import random_trace
 
 
 def any_conductor(rng: random.Random, roles: bool, learn: bool) -> ConductorConfig:

@@ -22,7 +22,7 @@ from serving.simulator.steps import EngineModel, StepModel, StepWork
 from serving.workload.outcomes import COMPLETED, tbt_s
 from serving.workload.prompts import BYTE_IDS, PromptWriter
 from serving.workload.requests import Trace
-from tests.serving.simulator.test_equivalence import SIZE, random_trace
+from tests.serving.simulator.equivalence import SIZE, random_trace
 
 TINY = ModelConfig.from_hf(
     {

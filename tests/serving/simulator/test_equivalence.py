@@ -5,35 +5,9 @@ import random
 
 import pytest
 
-from serving.conductor import ConductorConfig
-from serving.request import TraceRequest
-from serving.simulator.config import ClusterConfig
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.performance import Performance, mooncake_a800
-from serving.simulator.simulation import Simulation
-from serving.workload.requests import Trace
-from tests.serving.simulator.brute_force import BruteForce, tbt
-
-SIZE = 64
-
-
-def random_trace(rng: random.Random, count: int, rate: float) -> Trace:
-    paths: list[tuple[int, ...]] = [()]
-    fresh = iter(range(1_000_000))
-    requests, now = [], 0.0
-    for index in range(count):
-        now += rng.expovariate(rate)
-        tokens = int(rng.paretovariate(1.2) * 300) % 20_000 + 1
-        parent = rng.choice(paths)
-        full = tokens // SIZE
-        shared = parent[: rng.randint(0, min(len(parent), full))]
-        path = (*shared, *(next(fresh) for _ in range(-(-tokens // SIZE) - len(shared))))
-        paths.append(path[:full])
-        output = rng.choice([1, 2, 3, rng.randint(4, 20), rng.randint(20, 120)])
-        requests.append(
-            TraceRequest(id=str(index), arrival_s=now, input_tokens=tokens, output_tokens=output, keys=path)
-        )
-    return Trace("random", tuple(requests), SIZE)
+from tests.serving.simulator.equivalence import compare, random_trace
 
 
 def random_performance(rng: random.Random) -> Performance:
@@ -62,30 +36,6 @@ def check(seed: int, *, coupled: bool, tabled: bool = False) -> None:
     nodes = {"coupled": rng.randint(1, 3)} if coupled else {"prefill": rng.randint(1, 3), "decode": rng.randint(1, 3)}
     chunk = rng.choice([0, 64, 500]) if coupled else 0
     compare(trace, performance, {"prefill": 0, "decode": 0, "coupled": 0} | nodes, blocks, chunk)
-
-
-def compare(trace: Trace, performance: Performance, sizes: dict[str, int], blocks: int, chunk: int = 0) -> None:
-    config = ClusterConfig(
-        **sizes,
-        host_blocks=blocks,
-        chunk=chunk,
-        conductor=ConductorConfig(placement="least_loaded" if sizes["coupled"] else "kvcache_centric"),
-    )
-    # Capacity is refused by the Conductor too, from a predicted output; the brute force has no such opinion.
-    simulation = Simulation(config, performance)
-    for node in simulation.mirror.decode:
-        node.kv_capacity_tokens = 10**9
-    result = simulation.run(trace)
-    jobs = BruteForce(performance, **sizes, blocks=blocks, size=SIZE, chunk=chunk).run(trace.requests)
-    for outcome, job in zip(result.outcomes, jobs, strict=True):
-        assert outcome.outcome == "completed"
-        assert outcome.hit_tokens == job.reused
-        assert outcome.prefill.endswith(str(job.prefill))
-        assert outcome.decode.endswith(str(job.decode))
-        assert outcome.ttft_s == pytest.approx(job.ttft_s, rel=1e-9, abs=1e-9)
-        assert outcome.finished_s == pytest.approx(job.finished_s, rel=1e-9)
-        expected = tbt(job)
-        assert outcome.tbt_s == (None if expected is None else pytest.approx(expected, rel=1e-7))
 
 
 @pytest.mark.parametrize("batch", range(10))

@@ -14,7 +14,7 @@ from serving.simulator.config import ClusterConfig
 from serving.simulator.performance import mooncake_a800
 from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace
-from tests.serving.simulator.test_equivalence import random_trace
+from tests.serving.simulator.equivalence import random_trace
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])

@@ -12,7 +12,7 @@ from serving.simulator.performance import mooncake_a800
 from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation
 from serving.workload.requests import Trace
-from tests.serving.simulator.test_equivalence import SIZE, random_trace
+from tests.serving.simulator.equivalence import SIZE, random_trace
 
 A800 = mooncake_a800()
 COSTS = A800.costs
