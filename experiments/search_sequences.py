@@ -23,6 +23,8 @@ from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
 from gan import catalogue, comparison, surrogate
+from gan.baselines import genetic
+from gan.baselines.genetic import GeneticSettings
 from gan.ledger import SearchResult
 from gan.methods import METHODS
 from gan.objectives import CodeObjective
@@ -53,7 +55,10 @@ CPU_LIMIT_S = define_float(
 )
 SEEDS = flags.DEFINE_string("seeds", None, "One run each: `0-9`, `1,5` or `0-4,100-104`; --seed alone if absent.")
 POPULATION = flags.DEFINE_integer(
-    "population", None, "Elites, and children of a generation, of surrogate; its own sizes if absent.", lower_bound=2
+    "population",
+    None,
+    "Elites of surrogate and ga; as many children a generation in surrogate, twice as many in ga. Absent: defaults.",
+    lower_bound=2,
 )
 STOP_AT = define_float("stop_at", None, "Score at which a run ends before its budget is spent.")
 
@@ -97,6 +102,9 @@ def _search(method: str) -> Search[Any]:
     if method == "surrogate" and POPULATION.value:
         sizes = functools.partial(SurrogateSettings, elites=POPULATION.value, children=POPULATION.value)
         return dataclasses.replace(surrogate.run, defaults=sizes)
+    if method == "ga" and POPULATION.value:
+        sizes = functools.partial(GeneticSettings, elites=POPULATION.value, children=2 * POPULATION.value)
+        return dataclasses.replace(genetic.run, defaults=sizes)
     return METHODS[method]
 
 
