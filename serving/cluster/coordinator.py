@@ -198,7 +198,7 @@ class Coordinator:
     def loaded(self, decode: int, present_tokens: int) -> None:
         self._mirror.decode[decode].present_tokens = present_tokens
 
-    def iterated(self, batch: int, tokens: float, seconds: float) -> None:
+    def observe_iterations(self, batch: int, tokens: float, seconds: float) -> None:
         self.conductor.observe_iterations(batch, tokens, seconds)
 
     def moved(self, holder: int, demoted: Sequence[Hashable], lost: Sequence[Hashable]) -> None:

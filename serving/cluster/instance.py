@@ -94,7 +94,7 @@ class Events(Protocol):
         """KV tokens on a decode instance."""
         ...
 
-    def iterated(self, batch: int, tokens: float, seconds: float) -> None:
+    def observe_iterations(self, batch: int, tokens: float, seconds: float) -> None:
         """An iteration of a decode batch, or means over several."""
         ...
 

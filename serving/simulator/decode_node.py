@@ -115,7 +115,7 @@ class DecodeNode:
         self._log_run(count, now)
         if self._reports_iterations:
             size, mean = len(self._members), (count - 1) / 2
-            self._events.iterated(size, self.tokens + size * mean, self._first + self._increment * mean)
+            self._events.observe_iterations(size, self.tokens + size * mean, self._first + self._increment * mean)
         self.iterations += count
         self.tokens += count * len(self._members)
         self._advance_prefill(count, now)
@@ -155,6 +155,7 @@ class DecodeNode:
         self._start_s = now
         self._first, self._increment, most = self._iteration(size)
         for state in joined:
+            assert state.first_token_s is not None
             state.first_gap_s = now - state.first_token_s + self._first
         self._plan(min(most, self._members[0][0] - self.iterations) if size else most)
 

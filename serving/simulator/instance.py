@@ -9,9 +9,6 @@ from serving.simulator.prefill_node import PrefillNode
 from serving.simulator.simulated_request import SimulatedRequest
 from serving.simulator.world import World
 
-PrefillSide = PrefillNode | CoupledNode | EngineNode
-DecodeSide = DecodeNode | EngineNode
-
 
 class SimulatedInstance:
     """An `Instance` whose roles are played by nodes.
@@ -27,12 +24,17 @@ class SimulatedInstance:
         self.epoch = 0
         self._world = world
         self._cache = world.caches[number]
-        self._prefill: PrefillSide | None = None
-        self._decode: DecodeSide | None = None
+        self._prefill: PrefillNode | CoupledNode | EngineNode | None = None
+        self._decode: DecodeNode | EngineNode | None = None
         # By decode index, whose links KV is sent to.
         self._links: list[int] = []
 
-    def equip(self, prefill: PrefillSide | None, decode: DecodeSide | None, links: list[int]) -> None:
+    def equip(
+        self,
+        prefill: PrefillNode | CoupledNode | EngineNode | None,
+        decode: DecodeNode | EngineNode | None,
+        links: list[int],
+    ) -> None:
         """Nodes of either role that it can play; `links` are the link numbers of all decode instances by index."""
         self._prefill, self._decode, self._links = prefill, decode, links
 
@@ -69,7 +71,7 @@ class SimulatedInstance:
         state, prefill = self._world.requests[request_id], self._prefill
         if isinstance(prefill, EngineNode):
             prefill.withdraw(request_id, now)
-        elif isinstance(prefill, PrefillNode) and not state.first_token_s:
+        elif isinstance(prefill, PrefillNode) and state.first_token_s is None:
             prefill.withdraw(request_id, now)
             local = (state.placement.reused_tokens - state.placement.fetched_tokens) // self._world.block_size
             self._world.events.moved(self.number, (), self._cache.discard(state.request.keys[local:]))

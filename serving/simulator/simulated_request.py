@@ -20,7 +20,7 @@ class SimulatedRequest:
         prefill_s: execution of its prefill, waiting for KV to load included.
         compute_s: device time of its prefill.
         sent: whether its KV was handed over once.
-        first_token_s: when the prefill ended.
+        first_token_s: when the prefill ended; `None` until then.
         first_gap_s: from the first token to the second.
         log_start: first entry of the batch's log that it saw.
     """
@@ -36,7 +36,7 @@ class SimulatedRequest:
     prefill_s: float = 0.0
     compute_s: float = 0.0
     sent: bool = False
-    first_token_s: float = 0.0
+    first_token_s: float | None = None
     first_gap_s: float = 0.0
     log_start: int = 0
 
