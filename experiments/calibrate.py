@@ -12,7 +12,7 @@ NIC and SSD are what the flags say.
 
 from absl import flags
 
-from experiments.common import engine_flags
+from experiments.common import measuring_flags
 from experiments.common.engine_calibration import calibrate
 from experiments.common.process import with_huge_pages
 from experiments.common.results import start_result, write_result
@@ -25,10 +25,10 @@ REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each scenario; medians cou
 
 def main() -> None:
     with_huge_pages()
-    engine_flags.pin()
+    measuring_flags.pin()
     out, meta = start_result()
-    engine, options = engine_flags.make_engine(REPEATS.value)
-    calibration = calibrate(engine, engine_flags.engine_sizes(engine), options)
+    engine, options = measuring_flags.make_engine(REPEATS.value)
+    calibration = calibrate(engine, measuring_flags.engine_sizes(engine), options)
     path = out / "calibration.json"
     made_by = {name: meta[name] for name in ("command", "machine", "versions", "started_at")}
     write_performance(path, calibration.performance, made_by)

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from experiments.common import engine_flags
+from experiments.common import measuring_flags
 from experiments.common.engine_calibration import CalibrationOptions, calibrate
 from experiments.common.flags import define_float
 from experiments.common.live_engine import CLOCKS, LiveEngine, step_samples
@@ -68,16 +68,19 @@ class SimulatedEngine:
         return Simulation(config, self._performance).run(trace).outcomes
 
 
-def _traces() -> tuple[Trace | None, Trace]:
-    """The slice to calibrate on, if one is wanted, and the slice to compare."""
+def _read_trace() -> Trace:
     trace = read_trace(TRACE.value, start=START.value, speed=SPEED.value, jitter_s=JITTER_S.value, seed=SEED.value)
-    trace = fitting(shrink(trace, SHRINK.value, SHRINK_OUTPUTS.value), engine_flags.MAX_MODEL_LEN.value)
+    return shrink(trace, SHRINK.value, SHRINK_OUTPUTS.value)
+
+
+def _slices(trace: Trace) -> tuple[Trace | None, Trace]:
+    """The slice to calibrate on, if one is wanted, and the slice to compare."""
     first = 0 if CALIBRATION.value else CALIBRATION_REQUESTS.value
     return part(trace, 0, first) if first else None, part(trace, first, REQUESTS.value)
 
 
 def _performance(engine: Engine, options: CalibrationOptions, trace: Trace | None) -> Performance:
-    sizes = engine_flags.engine_sizes(engine)
+    sizes = measuring_flags.engine_sizes(engine)
     if CALIBRATION.value is None:
         return calibrate(engine, sizes, options, trace).performance
     performance = read_performance(CALIBRATION.value)
@@ -130,20 +133,22 @@ def _serve_live(engine: Engine, model: EngineModel, trace: Trace) -> tuple[dict[
     """Totals of one run, its steps on the chosen clock, and wall over CPU seconds of those."""
     with tqdm(total=len(trace.requests), desc="live", unit="request") as bar:
         live = LiveEngine(
-            engine, CLOCKS[engine_flags.CLOCK.value], seed=SEED.value, progress=lambda n: bar.update(n - bar.n)
+            engine, CLOCKS[measuring_flags.CLOCK.value], seed=SEED.value, progress=lambda n: bar.update(n - bar.n)
         )
         outcomes = live.serve(trace)
-    samples = step_samples(DryEngine(model), live.steps, engine_flags.CLOCK.value)
+    samples = step_samples(DryEngine(model), live.steps, measuring_flags.CLOCK.value)
     disturbance = sum(step.wall_s for step in live.steps) / sum(step.cpu_s for step in live.steps)
     return _summary(outcomes), samples, disturbance
 
 
 def main() -> None:
     with_huge_pages()
-    engine_flags.pin()
+    measuring_flags.pin()
     out, meta = start_result()
-    calibration_trace, trace = _traces()
-    engine, options = engine_flags.make_engine(repeats=2)
+    trace = _read_trace()
+    _slices(trace)  # too short a trace is refused before the engine compiles its steps
+    engine, options = measuring_flags.make_engine(repeats=2)
+    calibration_trace, trace = _slices(fitting(trace, engine.max_model_len))
     performance = _performance(engine, options, calibration_trace)
     write_performance(out / "calibration.json", performance)
     model = performance.engine
@@ -164,7 +169,7 @@ def main() -> None:
     notes = {
         "requests": len(trace.requests),
         "live_runs": RUNS.value,
-        "clock": engine_flags.CLOCK.value,
+        "clock": measuring_flags.CLOCK.value,
         "utilisation": busy,
         "steps": len(samples) // RUNS.value,
         "step_speed": step_speed,

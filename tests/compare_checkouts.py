@@ -47,7 +47,10 @@ COMMANDS: dict[str, list[str]] = {
     "mooncake_paper": ["mooncake_paper", "--trace={trace}", "--table=break_even,figure_14,figure_9,figure_5"],
     "plan_capacity": ["plan_capacity", "--trace={trace}", "--limit=1000"],
 }  # fmt: skip
-_CALIBRATE = ["calibrate", "--model={model}", "--repeats=1", "--max_model_len=1024", "--num_pages=256"]
+_CALIBRATE = [
+    "calibrate", "--model={model}", "--repeats=1", "--max_model_len=1024", "--num_pages=256", "--max_batch=16",
+    "--token_budget=256",
+]  # fmt: skip
 
 # What is meant to differ, by a pattern of its whole path, with the reason.
 MEANT = {

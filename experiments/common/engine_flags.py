@@ -1,41 +1,36 @@
-"""Flags of the scripts that measure an engine in this process, under one name and one meaning."""
-
-import os
-from collections.abc import Callable
+"""Flags that size an engine, under one name, one meaning and one default for every script that builds an engine."""
 
 import jax
-from absl import app, flags
-from tqdm import tqdm
+from absl import flags
 
-from experiments.common import mesh_flags, model_flags
-from experiments.common.engine_calibration import CalibrationOptions
 from experiments.common.flags import define_float
 from experiments.common.script import SEED
-from model.checkpoints import CheckpointError, load
-from model.config import ConfigError
-from model.sharding import MeshError
-from model.transformer import split
-from serving.engine import EngineConfig, EngineError
-from serving.engine.build import build_engine
-from serving.engine.engine import Engine
-from serving.simulator.steps import EngineModel, StepModel
+from model.kernels.paged_attention import IMPLEMENTATIONS
+from serving.engine import EngineConfig
 
-MODEL = flags.DEFINE_string("model", "bench-58m", "HF or Orbax folder, or a preset (random weights).")
-PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "Tokens per page of KV.", lower_bound=4)
-NUM_PAGES = flags.DEFINE_integer("num_pages", 768, "Pages of KV.", lower_bound=1)
-MAX_BATCH = flags.DEFINE_integer("max_batch", 16, "Most sequences that decode in one step.", lower_bound=1)
-TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 256, "Most tokens computed in one step.", lower_bound=1)
-MAX_PREFILL_ROWS = flags.DEFINE_integer("max_prefill_rows", 8, "Most prompts in one step.", lower_bound=1)
-MAX_MODEL_LEN = flags.DEFINE_integer("max_model_len", 2048, "Most tokens of a request, prompt and answer.")
+PAGE_SIZE = flags.DEFINE_integer("page_size", 64, "Tokens per page of KV.", lower_bound=1)
+NUM_PAGES = flags.DEFINE_integer("num_pages", None, "Pages of KV; by default what --kv_gib holds.", lower_bound=1)
+KV_GIB = define_float(
+    "kv_gib", None, "GiB of KV over all devices; by default what is free, 1 GiB on CPU.", lower_bound=1e-9
+)
+KV_DTYPE = flags.DEFINE_enum(
+    "kv_dtype", None, ["float32", "bfloat16", "float16"], "Dtype of KV; by default the model's."
+)
+MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "Most sequences that decode in one step.", lower_bound=1)
+TOKEN_BUDGET = flags.DEFINE_integer("token_budget", 512, "Most tokens computed in one step.", lower_bound=1)
+MAX_PREFILL_ROWS = flags.DEFINE_integer(
+    "max_prefill_rows", 8, "Most prompts that are prefilled in one step.", lower_bound=1
+)
+MAX_MODEL_LEN = flags.DEFINE_integer(
+    "max_model_len", None, "Most tokens of a request, prompt and output; by default the model's limit.", lower_bound=1
+)
+PREFIX_CACHE = flags.DEFINE_bool("prefix_cache", True, "Reuse the KV of equal prefixes.")
+ATTENTION = flags.DEFINE_enum(
+    "attention", None, IMPLEMENTATIONS, "Paged-attention backend; by default the fastest that runs here."
+)
 DETERMINISTIC = flags.DEFINE_bool(
     "deterministic", False, "Same bits for a request whatever else is served; --token_budget must hold whole pages."
 )
-CORES = flags.DEFINE_integer("cores", 1, "CPU cores of the engine; 0 = all, which --clock=cpu cannot time.")
-CLOCK = flags.DEFINE_enum(
-    "clock", "wall", ["wall", "cpu"], "cpu: a clock that stands still while other processes have the core."
-)
-NETWORK_BANDWIDTH = define_float("network_bandwidth", 1.25e9, "Of an instance's NIC, bytes/s.", lower_bound=1.0)
-SSD_BANDWIDTH = define_float("ssd_bandwidth", 2e9, "Of an instance's SSD, bytes/s.", lower_bound=1.0)
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", ".jax_cache", "Folder that keeps compiled steps for the next start; empty keeps none."
 )
@@ -46,71 +41,21 @@ def engine_config() -> EngineConfig:
     return EngineConfig(
         page_size=PAGE_SIZE.value,
         num_pages=NUM_PAGES.value,
+        kv_bytes=None if KV_GIB.value is None else int(KV_GIB.value * 2**30),
         max_batch=MAX_BATCH.value,
         token_budget=TOKEN_BUDGET.value,
         max_prefill_rows=MAX_PREFILL_ROWS.value,
         max_model_len=MAX_MODEL_LEN.value,
-        deterministic=DETERMINISTIC.value,
+        prefix_cache=PREFIX_CACHE.value,
+        kv_dtype=KV_DTYPE.value,
+        attention=ATTENTION.value,
         seed=SEED.value,
+        deterministic=DETERMINISTIC.value,
     )
 
 
-def pin() -> None:
-    """Keeps this process, and so the engine, on `--cores` cores. Call it before JAX makes its threads."""
-    if CLOCK.value == "cpu" and CORES.value != 1:
-        raise app.UsageError(f"--clock=cpu --cores={CORES.value}: CPU time is a clock on one core only; use --cores=1.")
-    if CORES.value and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) < CORES.value:
-            raise app.UsageError(f"--cores={CORES.value}, but this process may use {len(cores)}; ask for fewer.")
-        os.sched_setaffinity(0, cores[-CORES.value :])
-
-
-def make_engine(repeats: int) -> tuple[Engine, CalibrationOptions]:
-    """The engine, loaded and warmed up with progress, and how to calibrate it."""
+def keep_compiled_steps() -> None:
+    """Lets JAX read and write compiled steps in the folder of `--compilation_cache`."""
     if COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", COMPILATION_CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    try:
-        mesh = mesh_flags.flagged_mesh()
-        config, model = load(MODEL.value, mesh, model_flags.DTYPE.value, SEED.value)
-        engine = build_engine(model, engine_config(), mesh=mesh)
-    except (CheckpointError, ConfigError, EngineError, MeshError) as error:
-        raise app.UsageError(str(error)) from error
-    with tqdm(desc="compiling steps", unit="step") as bar:
-        engine.warm_up(_advance(bar))
-    options = CalibrationOptions(
-        clock=CLOCK.value,
-        repeats=repeats,
-        seed=SEED.value,
-        kv_bytes=config.kv_bytes_per_token(split(model)[1][0].dtype),
-        layers=config.num_layers,
-        network_bandwidth=NETWORK_BANDWIDTH.value,
-        ssd_bandwidth=SSD_BANDWIDTH.value,
-        source=f"{MODEL.value} on {CORES.value or 'all'} core(s), {CLOCK.value} clock",
-    )
-    return engine, options
-
-
-def engine_sizes(engine: Engine) -> EngineModel:
-    """The sizes of `engine`, with no steps measured yet."""
-    sizes = engine_config()
-    return EngineModel(
-        page_size=sizes.page_size,
-        num_pages=engine.stats().pages_total,
-        max_batch=sizes.max_batch,
-        token_budget=sizes.token_budget,
-        max_prefill_rows=sizes.max_prefill_rows,
-        max_model_len=engine.max_model_len,
-        prefix_cache=sizes.prefix_cache,
-        deterministic=sizes.deterministic,
-        steps=StepModel(shapes=(), decode_sequence=0.0, decode_token=0.0, prefill_token=0.0, prefill_pair=0.0),
-    )
-
-
-def _advance(bar: tqdm) -> Callable[[int, int], None]:
-    def advance(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return advance
