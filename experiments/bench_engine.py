@@ -13,7 +13,7 @@ of many lengths and counts the tokens of both.
 from absl import app, flags
 
 from experiments.common.engine_speed import BenchmarkError, Workload, run_benchmark
-from experiments.common.flags import define_integers
+from experiments.common.flags import define_integers, define_names
 from experiments.common.mesh_flags import MESH
 from experiments.common.process import with_huge_pages
 from experiments.common.results import start_result, write_result
@@ -28,11 +28,11 @@ from serving.engine import EngineError
 MODEL = flags.DEFINE_string("model", None, "HF folder; by default random weights in a --shape.")
 SHAPE = flags.DEFINE_enum("shape", None, sorted(PRESETS), "Preset to draw weights for; bench-58m without --model.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and KV.")
-PEER = flags.DEFINE_multi_enum(
+PEER = define_names(
     "peer",
     [],
     ["deterministic", "transformers", "vllm"],
-    "Engines to run beside ours; may be repeated. deterministic: ours in its deterministic mode, and one test more.",
+    "Engines to run beside ours; deterministic is ours in its deterministic mode, with one test more.",
 )
 BATCHES = define_integers("batches", [1, 8, 32], "Batch sizes for decode.")
 CONTEXTS = define_integers("contexts", [512, 2048], "Context lengths in tokens for decode.")

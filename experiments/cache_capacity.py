@@ -11,6 +11,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
+from experiments.common.flags import define_integers, define_texts
 from experiments.common.results import start_result, write_result
 from experiments.common.script import run
 from experiments.common.tables import print_table
@@ -25,20 +26,10 @@ BASELINE = "lru"
 TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL, with block ids.", required=True)
 START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
 LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
-POLICY_NAMES = flags.DEFINE_list("policies", [*POLICIES, OPTIMUM], "Names of policies; belady is the optimum.")
-CAPACITIES = flags.DEFINE_list(
-    "capacities", ["1000", "1953", "5859", "10000", "19531", "30000", "50000", "100000"], "In blocks."
+POLICY_NAMES = define_texts("policies", [*POLICIES, OPTIMUM], "Names of policies; belady is the optimum.")
+CAPACITIES = define_integers(
+    "capacities", [1000, 1953, 5859, 10_000, 19_531, 30_000, 50_000, 100_000], "Sizes of the cache in blocks."
 )
-
-
-def _capacities() -> list[int]:
-    try:
-        capacities = [int(text) for text in CAPACITIES.value]
-    except ValueError:
-        raise app.UsageError(f"--capacities={','.join(CAPACITIES.value)}: use whole numbers of blocks.") from None
-    if not capacities or min(capacities) < 1:
-        raise app.UsageError(f"--capacities={','.join(CAPACITIES.value)}: a cache holds at least one block.")
-    return sorted(set(capacities))
 
 
 def _measure(trace: Trace, names: Sequence[str], capacities: Sequence[int]) -> list[dict[str, Any]]:
@@ -94,7 +85,7 @@ def _run(trace: Trace, out: pathlib.Path, meta: dict[str, Any]) -> None:
     if not references:
         raise app.UsageError(f"{trace.name} has no block ids, so nothing can be hit; use a trace with `hash_ids`.")
     names = list(dict.fromkeys(POLICY_NAMES.value))
-    rows = _measure(trace, names, _capacities())
+    rows = _measure(trace, names, sorted(set(CAPACITIES.value)))
     _gaps(rows)
     about = f"{trace.name}: {len(trace.requests)} requests, {references} block references"
     _table(rows, "hit_rate", f"Hit rate by capacity in blocks; {about}; {', '.join(trace.notes) or 'read as it is'}")

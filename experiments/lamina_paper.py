@@ -9,12 +9,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app
 
 from attention_offload.costs.workloads import DecodeWorkload
 from attention_offload.errors import OffloadError
 from attention_offload.paper.setups import TRACES as PAPER_TRACES
 from attention_offload.paper.tables import NAMES, paper_table
+from experiments.common.flags import define_texts
 from experiments.common.plots import save_curves
 from experiments.common.results import start_result, write_result
 from experiments.common.script import run
@@ -23,9 +24,9 @@ from papers.comparison import PaperTable
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 
-TABLES = flags.DEFINE_list("table", ["all"], f"Which to compute: all, or some of {', '.join(NAMES)}.")
+TABLES = define_texts("table", ["all"], f"Which to compute: all, or some of {', '.join(NAMES)}.")
 
-TRACES = flags.DEFINE_list("traces", [], f"Traces at hand, as name=file; names: {', '.join(PAPER_TRACES)}.")
+TRACES = define_texts("traces", [], f"Traces at hand, as name=file; names: {', '.join(PAPER_TRACES)}.")
 
 
 def _read_traces() -> dict[str, tuple[int, DecodeWorkload]]:

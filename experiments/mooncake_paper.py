@@ -11,6 +11,7 @@ from collections.abc import Callable
 from absl import app, flags
 from tqdm import tqdm
 
+from experiments.common.flags import define_texts
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
@@ -20,7 +21,7 @@ from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 
 TRACE = flags.DEFINE_string("trace", None, "The public conversation trace.", required=True)
-TABLES = flags.DEFINE_list("table", ["all"], "Which to compute: all, or some of the names that it prints.")
+TABLES = define_texts("table", ["all"], "Which to compute: all, or some of the names that it prints.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Runs per cell of what goes beyond the paper.", lower_bound=2, upper_bound=10)
 
 

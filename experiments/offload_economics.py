@@ -19,16 +19,16 @@ from attention_offload.errors import OffloadError
 from attention_offload.paper.setups import TRACES
 from attention_offload.planner.economics import weigh
 from attention_offload.planner.goals import Goal
-from experiments.common.flags import define_float
+from experiments.common.flags import define_float, define_texts
 from experiments.common.results import start_result, write_result
 from experiments.common.script import run
 from experiments.common.tables import print_table
 
-MODELS = flags.DEFINE_list(
+MODELS = define_texts(
     "models", ["llama3-8b", "llama-65b", "llama3-70b", "qwen3-235b-a22b", "deepseek-v3"], "Presets or folders."
 )
-SCENARIO_MODELS = flags.DEFINE_list("scenario_models", ["llama-65b", "llama3-70b"], "Models of the second table.")
-DEVICES = flags.DEFINE_list("devices", ["h100", "h200", "b200", "a100", "l40s"], "For weights, and in the first table.")
+SCENARIO_MODELS = define_texts("scenario_models", ["llama-65b", "llama3-70b"], "Models of the second table.")
+DEVICES = define_texts("devices", ["h100", "h200", "b200", "a100", "l40s"], "For weights, and in the first table.")
 DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
 PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book.")
 KNOB_PRESET = flags.DEFINE_enum("knobs", "modern", tuple(KNOBS), "Assumptions of the cost model.")

@@ -5,14 +5,13 @@ says why cheaper ones miss it. For pools of unlike devices see `plan_deployment`
 """
 
 import itertools
-from collections.abc import Sequence
 
 from absl import app, flags
 from tqdm import tqdm
 
 from attention_offload.costs.model_table import load_shape
 from attention_offload.errors import OffloadError
-from experiments.common.flags import define_float
+from experiments.common.flags import define_float, define_floats, define_texts
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
@@ -31,9 +30,11 @@ TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", requi
 LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
 SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
 MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset.")
-DEVICES = flags.DEFINE_list("devices", ["a800x8", "h100x4", "h100x8", "h200x4"], "Kinds of node: device and count.")
-DRAM_GB = flags.DEFINE_list("dram_gb", ["0", "500", "1000", "2000"], "KVCache of a prefill node in host memory, GB.")
-SSD_GB = flags.DEFINE_list("ssd_gb", ["0", "8000"], "KVCache of a prefill node on SSD, GB.")
+DEVICES = define_texts("devices", ["a800x8", "h100x4", "h100x8", "h200x4"], "Kinds of node: device and count.")
+DRAM_GB = define_floats(
+    "dram_gb", [0, 500, 1000, 2000], "GB of KVCache in host memory of a prefill node.", lower_bound=0.0
+)
+SSD_GB = define_floats("ssd_gb", [0, 8000], "GB of KVCache on SSD of a prefill node.", lower_bound=0.0)
 DRAM_PRICE = define_float(
     "dram_price", 0.0042, "Dollars per GB-hour of DRAM: an AWS r7a.48xlarge less an m7a.48xlarge.", lower_bound=0.0
 )
@@ -48,16 +49,6 @@ ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Whom to refuse."
 MAX_NODES = flags.DEFINE_integer("max_nodes", 32, "Nodes of either pool, at most.", lower_bound=1)
 
 
-def _sizes(flag: str, texts: Sequence[str]) -> list[float]:
-    try:
-        sizes = [float(text) for text in texts]
-    except ValueError:
-        raise app.UsageError(f"--{flag}={','.join(texts)}: use numbers, such as --{flag}=0,1000.") from None
-    if min(sizes) < 0:
-        raise app.UsageError(f"--{flag}={','.join(texts)}: memory cannot be negative.")
-    return sizes
-
-
 def _node_types() -> list[NodeType]:
     kv_bytes = load_shape(MODEL.value).kv_bytes_per_token
     node_types = []
@@ -65,7 +56,7 @@ def _node_types() -> list[NodeType]:
         performance = named_performance(MODEL.value, device)
         if not performance.price_per_hour:
             raise app.UsageError(f"{device} has no price, so it cannot be compared; leave it out.")
-        for dram, ssd in itertools.product(_sizes("dram_gb", DRAM_GB.value), _sizes("ssd_gb", SSD_GB.value)):
+        for dram, ssd in itertools.product(DRAM_GB.value, SSD_GB.value):
             if ssd and not dram:
                 # What is on SSD got there from DRAM.
                 continue

@@ -21,7 +21,7 @@ from attention_offload.devices import PRICE_BOOKS, load_devices
 from attention_offload.errors import OffloadError
 from attention_offload.planner.search import Plan, search
 from attention_offload.planner.space import Space
-from experiments.common.flags import define_float, define_integers
+from experiments.common.flags import define_float, define_integers, define_names, define_texts
 from experiments.common.plots import save_curves
 from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
@@ -42,7 +42,7 @@ BUDGET = define_float("budget_per_hour", 100.0, "Dollars per hour.")
 TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.")
 TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.")
 ATTAINMENT = define_float("attainment", 0.9, "Share of the requests that is to keep each limit.")
-DEVICES = flags.DEFINE_list("devices", ["h100", "h200", "h20", "a100", "l40s"], "Of the device table.")
+DEVICES = define_texts("devices", ["h100", "h200", "h20", "a100", "l40s"], "Of the device table.")
 DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
 PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book.")
 KNOB_PRESET = flags.DEFINE_enum("knobs", "a_priori", tuple(KNOBS), "Assumptions of the cost model.")
@@ -53,9 +53,9 @@ DENSE = define_integers("dense", [1, 2, 4, 8], "Tensor-parallel degrees, also of
 ATTENTION = define_integers("attention", [1, 2, 4, 8], "Sizes of attention pools.", lower_bound=1)
 EXPERTS = define_integers("experts", [1, 2, 4, 8], "Sizes of expert pools.", lower_bound=1)
 IN_FLIGHT = define_integers("in_flight", [2, 3], "Batches in flight, at most.", lower_bound=1)
-PARTITION = flags.DEFINE_multi_enum("partition", ["head", "sequence"], PARTITIONS, "How to divide attention.")
-WEIGHTS = flags.DEFINE_multi_enum("weights", ["bfloat16"], tuple(FORMAT_BYTES), "Formats of the weights.")
-KV = flags.DEFINE_multi_enum("kv", ["bfloat16"], tuple(FORMAT_BYTES), "Formats of the KV.")
+PARTITION = define_names("partition", ["head", "sequence"], PARTITIONS, "Ways to divide attention over its pool.")
+WEIGHTS = define_names("weights", ["bfloat16"], FORMAT_BYTES, "Formats of the weights.")
+KV = define_names("kv", ["bfloat16"], FORMAT_BYTES, "Formats of the KV.")
 HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a prefill instance.", lower_bound=0)
 CONFIRM = flags.DEFINE_integer("confirm", 3, "Plans to put to the test in the simulator.", lower_bound=0)
 

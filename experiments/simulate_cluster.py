@@ -6,13 +6,12 @@ The Conductor is the one that schedules live clusters; only time is simulated.
 import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from attention_offload.errors import OffloadError
-from experiments.common.flags import define_float
+from experiments.common.flags import define_float, define_timed_nodes
 from experiments.common.results import flat, start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
@@ -66,17 +65,12 @@ STORE_TOKENS = flags.DEFINE_integer("store_tokens", 0, "KVCache of a remote stor
 STORE_NICS = flags.DEFINE_integer("store_nics", 4, "Its network, as a multiple of a node's.", lower_bound=1)
 TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
 TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
-FAIL = flags.DEFINE_multi_string("fail", [], "seconds:node, a node that dies then; its requests go on elsewhere.")
-JOIN = flags.DEFINE_multi_string("join", [], "seconds:node, a node that starts then, or starts again.")
+FAIL = define_timed_nodes(
+    "fail", "Nodes that die, as seconds:node such as 60:3,200:9; requests of a dead node go on elsewhere."
+)
+JOIN = define_timed_nodes("join", "Nodes that start, or start again, as seconds:node such as 60:3,200:9.")
 PLOTS = flags.DEFINE_bool("plots", False, "Write load, replica and hit-rate plots.")
 TIMELINE = flags.DEFINE_bool("timeline", False, "Write trace.json for Perfetto.")
-
-
-def _timed_nodes(flag: str, entries: Sequence[str]) -> tuple[tuple[float, int], ...]:
-    try:
-        return tuple((float(seconds), int(node)) for seconds, node in (entry.split(":") for entry in entries))
-    except ValueError:
-        raise app.UsageError(f"--{flag}={','.join(entries)}: use seconds:node, such as --{flag}=60:3.") from None
 
 
 def _config(block_size: int) -> ClusterConfig:
@@ -106,8 +100,8 @@ def _config(block_size: int) -> ClusterConfig:
         layer_wise=LAYER_WISE.value,
         chunk=CHUNK.value,
         switch_s=SWITCH_S.value,
-        failures=_timed_nodes("fail", FAIL.value),
-        joins=_timed_nodes("join", JOIN.value),
+        failures=tuple(FAIL.value),
+        joins=tuple(JOIN.value),
     )
 
 

@@ -24,6 +24,7 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import simulate_cluster
+from experiments.common.flags import define_texts
 from experiments.common.grid import Cell, GridError, cells, parse_grid
 from experiments.common.results import flat, start_result, write_result
 from experiments.common.script import SEED, run
@@ -31,7 +32,7 @@ from experiments.common.tables import print_table
 
 GRID = flags.DEFINE_string("grid", None, "flag=value,value;flag=value,value", required=True)
 WORKERS = flags.DEFINE_integer("workers", None, "Cells at once; the default is one per core.", lower_bound=1)
-SHOWN = flags.DEFINE_list(
+SHOWN = define_texts(
     "shown",
     ["goodput_rps", "effective_ratio", "rejected", "hit_rate", "ttft_s.p90", "tbt_s.p90"],
     "Totals to print; result.json has all of them.",

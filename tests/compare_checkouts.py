@@ -26,7 +26,7 @@ COMMANDS: dict[str, list[str]] = {
     "8P+8D": [*_SIMULATE, "--plots"],
     "twice the load": [*_SIMULATE, "--limit=6000", "--speed=2", "--admission=goodput", "--queue=shortest", "--fair"],
     "deferred": [*_SIMULATE, "--limit=6000", "--speed=2", "--admission=deferred", "--learn"],
-    "failures": [*_SIMULATE, "--limit=5000", "--fail=60:3", "--fail=200:9", "--fail=300:0", "--join=400:3"],
+    "failures": [*_SIMULATE, "--limit=5000", "--fail=60:3,200:9,300:0", "--join=400:3"],
     "roles": [*_SIMULATE, "--limit=5000", "--speed=2", "--roles", "--prefill=10", "--decode=4"],
     "cpp": [*_SIMULATE, "--limit=5000", "--cpp=2", "--prefill_chunk=4096"],
     "ssd": [*_SIMULATE, "--limit=5000", "--host_tokens=300000", "--ssd_tokens=3000000", "--eviction=arc"],
@@ -47,6 +47,11 @@ COMMANDS: dict[str, list[str]] = {
     "mooncake_paper": ["mooncake_paper", "--trace={trace}", "--table=break_even,figure_14,figure_9,figure_5"],
     "plan_capacity": ["plan_capacity", "--trace={trace}", "--limit=1000"],
 }  # fmt: skip
+# Commands of the old checkout where a flag has another name or syntax there.
+OLD_COMMANDS: dict[str, list[str]] = {
+    # One --fail per node.
+    "failures": [*_SIMULATE, "--limit=5000", "--fail=60:3", "--fail=200:9", "--fail=300:0", "--join=400:3"],
+}
 _CALIBRATE = [
     "calibrate", "--model={model}", "--repeats=1", "--max_model_len=1024", "--num_pages=256", "--max_batch=16",
     "--token_budget=256",
@@ -89,7 +94,8 @@ def main() -> int:
             if name == "tokens":
                 _tokens(checkout, folder)
             else:
-                command = [part.format(trace=trace, calibration=calibration) for part in COMMANDS[name]]
+                commands = COMMANDS | OLD_COMMANDS if side == "old" else COMMANDS
+                command = [part.format(trace=trace, calibration=calibration) for part in commands[name]]
                 _run(checkout, command, folder)
         differences = list(_differences(_results(folders["old"]), _results(folders["new"]), name))
         failed += bool(differences)

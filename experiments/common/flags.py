@@ -42,6 +42,14 @@ class _ListParser(flags.ArgumentParser[list[T]], Generic[T]):
         return values
 
 
+class _ListSerializer(flags.ArgumentSerializer[list[T]], Generic[T]):
+    def __init__(self, to_text: Callable[[T], str]) -> None:
+        self._to_text = to_text
+
+    def serialize(self, value: list[T]) -> str:
+        return ",".join(map(self._to_text, value))
+
+
 def define_float(
     name: str,
     default: float | None,
@@ -71,6 +79,27 @@ def define_integers(
     return _define_list(name, default, text, parse, "whole numbers")
 
 
+def define_floats(
+    name: str, default: Sequence[float], text: str, *, lower_bound: float | None = None
+) -> flags.FlagHolder[list[float]]:
+    """A flag that takes finite numbers, such as --dram_gb=0,1000."""
+    parser = _FiniteParser(lower_bound)
+    return _define_list(name, default, text, lambda text: [parser.parse(text)], "numbers")
+
+
+def define_timed_nodes(name: str, text: str) -> flags.FlagHolder[list[tuple[float, int]]]:
+    """A flag that takes moments and nodes, such as --fail=60:3,200:9 for node 3 at 60 s and node 9 at 200 s."""
+
+    def parse(text: str) -> Iterable[tuple[float, int]]:
+        seconds, _, node = text.partition(":")
+        try:
+            return [(_FiniteParser(lower_bound=0.0).parse(seconds), int(node))]
+        except ValueError:
+            raise ValueError(f"`{text}` is not seconds:node, such as 60:3") from None
+
+    return _define_list(name, [], text, parse, "seconds:node", lambda timed: f"{timed[0]}:{timed[1]}")
+
+
 def define_names(name: str, default: Sequence[str], choices: Iterable[str], text: str) -> flags.FlagHolder[list[str]]:
     """A flag that takes some of `choices`, such as --method=hpgan,ga."""
     known = tuple(choices)
@@ -85,12 +114,22 @@ def define_names(name: str, default: Sequence[str], choices: Iterable[str], text
     return _define_list(name, default, text, parse, "names")
 
 
+def define_texts(name: str, default: Sequence[str], text: str) -> flags.FlagHolder[list[str]]:
+    """A flag that takes any texts without commas, such as --devices=h100,l40s."""
+    return _define_list(name, default, text, lambda text: [text], "texts")
+
+
 _ONE: flags.ArgumentSerializer = flags.ArgumentSerializer()
 
 
 def _define_list(
-    name: str, default: Sequence[T] | None, text: str, parse_one: Callable[[str], Iterable[T]], kind: str
+    name: str,
+    default: Sequence[T] | None,
+    text: str,
+    parse_one: Callable[[str], Iterable[T]],
+    kind: str,
+    to_text: Callable[[T], str] = str,
 ) -> flags.FlagHolder[list[T]]:
     parser = _ListParser(parse_one, kind, may_be_empty=default is not None and not default)
     # absl keeps the last of several --name=; a list given in parts is refused rather than cut.
-    return flags.DEFINE(parser, name, default, text, serializer=flags.ListSerializer(","), allow_overwrite=False)
+    return flags.DEFINE(parser, name, default, text, serializer=_ListSerializer(to_text), allow_overwrite=False)

@@ -33,8 +33,8 @@ def test_every_policy_at_every_capacity(tmp_path: pathlib.Path) -> None:
     [
         (("--trace=nowhere.jsonl",), "nowhere.jsonl is not a file; name a Mooncake JSONL"),
         ((f"--trace={TRACE}", "--policies=mru"), "No eviction policy `mru`; known: lru, fifo"),
-        ((f"--trace={TRACE}", "--capacities=10,many"), "--capacities=10,many: use whole numbers of blocks"),
-        ((f"--trace={TRACE}", "--capacities=0"), "--capacities=0: a cache holds at least one block"),
+        ((f"--trace={TRACE}", "--capacities=10,many"), "`many` is neither a number nor a range"),
+        ((f"--trace={TRACE}", "--capacities=0"), "`0` is below 1"),
     ],
 )
 def test_bad_input_is_one_clear_message(arguments: tuple[str, ...], message: str, tmp_path: pathlib.Path) -> None:

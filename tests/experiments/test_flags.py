@@ -55,7 +55,16 @@ def test_a_bad_value_is_refused_in_a_sentence(script: str, argument: str, senten
     assert len(done.stderr.splitlines()) <= 3
 
 
-def test_a_list_given_twice_is_not_cut() -> None:
-    done = run_command("experiments.bench_simulator", "--requests=100", "--requests=400")
+@pytest.mark.parametrize(
+    ("script", "once", "again"),
+    [
+        ("bench_simulator", "--requests=100", "--requests=400"),
+        ("bench_engine", "--peer=deterministic", "--peer=vllm"),
+        ("plan_deployment", "--kv=int8", "--kv=bfloat16"),
+        ("simulate_cluster", "--fail=60:3", "--fail=200:9"),
+    ],
+)
+def test_a_list_given_twice_is_refused(script: str, once: str, again: str) -> None:
+    done = run_command(f"experiments.{script}", once, again)
     assert done.returncode == 1
-    assert "--requests=400: already defined as [100]" in done.stderr
+    assert f"{again}: already defined as" in done.stderr

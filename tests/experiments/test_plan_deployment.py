@@ -57,4 +57,4 @@ def test_a_capacity_is_planned_and_cheaper_ones_explained(tmp_path: pathlib.Path
     assert "Cheapest for 95% of demo_trace" in done.stdout
     done = run("plan_capacity", tmp_path, "--dram_gb=much")
     assert done.returncode != 0
-    assert "--dram_gb=much: use numbers" in done.stderr
+    assert "flag --dram_gb=much: give numbers with commas between them" in done.stderr

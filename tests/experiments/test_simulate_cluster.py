@@ -53,7 +53,10 @@ def test_groups_are_worth_their_nodes(tmp_path: pathlib.Path) -> None:
     [
         (("--prefill=3", "--cpp=2"), "use at least 1 of both, and a multiple of the group as nodes"),
         (("--prefill=0", "--decode=0", "--coupled=2", "--roles"), "Coupled nodes have no roles to change"),
-        (("--fail=5",), "use seconds:node, such as --fail=60:3"),
+        (
+            ("--fail=5",),
+            "flag --fail=5: give seconds:node with commas between them; `5` is not seconds:node, such as 60:3",
+        ),
         (("--join=5:99",), "there are nodes 0 to 15"),
     ],
 )

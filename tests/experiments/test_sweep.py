@@ -106,6 +106,13 @@ def test_finished_cells_are_kept_and_failures_are_said(tmp_path: pathlib.Path) -
     assert kept.items() <= finished(tmp_path).items()
 
 
+def test_a_list_beside_the_grid_reaches_every_cell_whole(tmp_path: pathlib.Path) -> None:
+    done = sweep(tmp_path, "speed=1", "--decode=2", "--fail=1:0,2.5:1")
+    assert done.returncode == 0, done.stderr
+    (cell,) = finished(tmp_path)
+    assert json.loads(cell.read_text())["meta"]["config"]["fail"] == [[1.0, 0], [2.5, 1]]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: pathlib.Path, how: signal.Signals) -> None:
