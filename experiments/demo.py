@@ -81,7 +81,7 @@ def _demonstrate(out: pathlib.Path, meta: Mapping[str, Any], console: Console) -
         console.print(f"Serving {DEMO_MODEL.name} at {server.url}")
         try:
             _samples(server.url, console)
-            plan = ReplayPlan(server.url, trace, demo_text(), scale=SCALE.value, seed=SEED.value)
+            plan = ReplayPlan(url=server.url, trace=trace, text=demo_text(), scale=SCALE.value, seed=SEED.value)
             run = run_replay(plan)
         except (ReplayError, httpx.HTTPError) as error:
             server.check(wait_s=1.0)  # a dead server's sockets close before it can be waited for

@@ -52,9 +52,9 @@ def _plan() -> ReplayPlan:
         seed=SEED.value,
     )
     return ReplayPlan(
-        URL.value,
-        trace,
-        pathlib.Path(TEXT.value).read_text(encoding="utf-8") if TEXT.value else demo_text(),
+        url=URL.value,
+        trace=trace,
+        text=pathlib.Path(TEXT.value).read_text(encoding="utf-8") if TEXT.value else demo_text(),
         scale=SCALE.value,
         max_tokens=MAX_MODEL_LEN.value,
         encode=Tokenizer.from_folder(TOKENIZER.value).encode if TOKENIZER.value else None,

@@ -60,7 +60,9 @@ def normalise(traced: core.ClosedJaxpr, roles: Sequence[Role]) -> Program:
     }
     inputs = tuple(builder.value(var.aval, kinds[role]) for var, role in zip(jaxpr.invars, roles, strict=True))
     outputs = tuple(builder.inline(jaxpr, builder.constants(traced), inputs))
-    program = Program(builder.avals, inputs, tuple(roles), tuple(builder.equations), outputs)
+    program = Program(
+        avals=builder.avals, inputs=inputs, roles=tuple(roles), equations=tuple(builder.equations), outputs=outputs
+    )
     return dataclasses.replace(program, equations=_live(program))
 
 

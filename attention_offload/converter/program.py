@@ -47,7 +47,7 @@ class Equation:
         return list(dict.fromkeys(operand for operand in self.inputs if isinstance(operand, int)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """A step.
 

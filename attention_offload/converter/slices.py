@@ -11,7 +11,7 @@ from attention_offload.converter.program import Constant, Equation, Operand, Pro
 from attention_offload.converter.roles import Side
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
     """What one side runs between two crossings.
 
@@ -51,7 +51,7 @@ class Executable:
         return tuple(values[output] for output in self.outputs)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Piece:
     """Equations of one level before equal ones are found; `inputs` and `outputs` are values of the program."""
 
@@ -118,7 +118,7 @@ def _pieces(program: Program, sides: Sequence[Side], levels: Sequence[int]) -> l
         # Of what helpers make, only the first dense slice hands anything on.
         helped = {value for equation in helpers for value in equation.outputs}
         outputs = tuple(v for v in made if v in used_later and (v not in helped or level == 0))
-        pieces.append(_Piece(Side(level % 2), level, tuple(whole), inputs, outputs))
+        pieces.append(_Piece(side=Side(level % 2), level=level, equations=tuple(whole), inputs=inputs, outputs=outputs))
         used_later = used_later | set(inputs)
     return pieces[::-1]
 

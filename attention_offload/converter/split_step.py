@@ -13,7 +13,7 @@ from attention_offload.converter.roles import Role, Side
 from attention_offload.converter.slices import Executable, Slice
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Crossing:
     """What goes from one slice's side to the other before slice `level` can run.
 
@@ -31,7 +31,7 @@ class Crossing:
     nbytes: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SplitStep:
     """Dense slices (even levels) and attention slices (odd levels) of one step.
 

@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     query_starts: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
     """`batch` rows of `context` tokens of KV, whose last `query_len` are the queries."""
 
@@ -113,11 +113,11 @@ class Case:
             scale = jnp.full(scales_shape(*shape[:3]), 1 / 73, jnp.float32)
         tokens = self.batch * self.query_len
         return Batch(
-            jax.random.normal(keys[2], (tokens, self.q_heads, self.head_dim), self.q_dtype),
-            Cache(pools[0], pools[1], scale, scale),
-            jnp.asarray(table, jnp.int32),
-            jnp.full((self.batch,), self.context, jnp.int32),
-            jnp.arange(self.batch + 1, dtype=jnp.int32) * self.query_len,
+            q=jax.random.normal(keys[2], (tokens, self.q_heads, self.head_dim), self.q_dtype),
+            cache=Cache(pools[0], pools[1], scale, scale),
+            page_table=jnp.asarray(table, jnp.int32),
+            lengths=jnp.full((self.batch,), self.context, jnp.int32),
+            query_starts=jnp.arange(self.batch + 1, dtype=jnp.int32) * self.query_len,
         )
 
 

@@ -33,7 +33,7 @@ from serving.simulator.steps import EngineModel
 from serving.workload.requests import Trace
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """How to measure, and what is not measured.
 
@@ -66,7 +66,7 @@ class Calibration:
     errors: dict[str, dict[str, float]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What `measure` found.
 
@@ -137,7 +137,7 @@ def measure(engine: Engine, model: EngineModel, *, clock: str, repeats: int, see
     for index in tqdm(order, desc="calibrating", unit="scenario"):
         runs[index].append(bench.run(grid[index]))
     held_out = set(rng.choice(len(grid), len(grid) // 5, replace=False).tolist())
-    result = Measurement([], [], [], [], [])
+    result = Measurement(steps=[], held_out=[], single=[], prefills=[], decodes=[])
     for index, (scenario, repeated) in enumerate(zip(grid, runs, strict=True)):
         steps = [
             StepSample(same[0].work, statistics.median(sample.seconds for sample in same))

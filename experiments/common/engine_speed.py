@@ -29,7 +29,7 @@ class BenchmarkError(ValueError):
     """What was asked cannot be measured here, and what to do about it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
     """What every engine is asked to do."""
 

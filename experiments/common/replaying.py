@@ -19,7 +19,7 @@ from serving.workload.resize import fitting_block_size, rescale
 Encode = Callable[[str], Sequence[int]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayPlan:
     """What to replay, and where.
 

@@ -18,7 +18,7 @@ from serving.engine.scheduler import StepPlan
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StepInputs:
     """Arrays of one step: T tokens in R rows; P pages per row.
 
@@ -68,5 +68,13 @@ def step_inputs(plan: StepPlan, bucket: Bucket, layout: KVLayout, max_pages: int
             prefill_starts[row - bucket.decode_rows + 1 :] = end - bucket.decode_rows
         start = end
     # NumPy until jit takes them: one transfer with the call is cheaper than seven before it.
-    arrays: Any = (tokens, positions, slots, page_table, lengths, prefill_starts, last)
-    return StepInputs(*arrays)
+    arrays: dict[str, Any] = {
+        "tokens": tokens,
+        "positions": positions,
+        "slots": slots,
+        "page_table": page_table,
+        "lengths": lengths,
+        "prefill_starts": prefill_starts,
+        "last": last,
+    }
+    return StepInputs(**arrays)

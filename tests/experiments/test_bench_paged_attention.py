@@ -67,5 +67,5 @@ def test_work_of_a_case():
     (case,) = cases(dtype=["bfloat16"], query_len=[3], **{name: [size] for name, size in SIZES.items()})
     assert case.bytes == 2 * 2 * 40 * 2 * 64 * 2
     assert case.flops == 2 * 4 * (38 + 39 + 40) * 4 * 64
-    quantized = Case("int8", query_len=1, **SIZES)
+    quantized = Case(dtype="int8", query_len=1, **SIZES)
     assert quantized.bytes == 2 * 2 * 40 * 2 * (64 + 4)

@@ -67,11 +67,11 @@ class Step:
             scale = array(scales_shape(*shape[:3]), jnp.float32)
             cache = cases.QuantizedCache(pool, pool, scale, scale)
         return cases.Batch(
-            array((self.tokens, self.q_heads, self.head_dim), jnp.bfloat16),
-            cache,
-            array((self.rows, max_pages), jnp.int32),
-            array((self.rows,), jnp.int32),
-            array((self.rows + 1,), jnp.int32),
+            q=array((self.tokens, self.q_heads, self.head_dim), jnp.bfloat16),
+            cache=cache,
+            page_table=array((self.rows, max_pages), jnp.int32),
+            lengths=array((self.rows,), jnp.int32),
+            query_starts=array((self.rows + 1,), jnp.int32),
         )
 
     def attend(self, batch: cases.Batch) -> jax.Array:
