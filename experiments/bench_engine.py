@@ -25,8 +25,10 @@ from model.presets import PRESETS
 from model.sharding import MeshError
 from serving.engine import EngineError
 
-MODEL = flags.DEFINE_string("model", None, "HF folder; by default random weights in a --shape.")
-SHAPE = flags.DEFINE_enum("shape", None, sorted(PRESETS), "Preset to draw weights for; bench-58m without --model.")
+MODEL = flags.DEFINE_string("model", None, "HF folder of the model; by default random weights in a --shape.")
+SHAPE = flags.DEFINE_enum(
+    "shape", None, sorted(PRESETS), "Preset to draw random weights for; by default bench-58m where there is no --model."
+)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and KV.")
 PEER = define_names(
     "peer",
@@ -34,11 +36,15 @@ PEER = define_names(
     ["deterministic", "transformers", "vllm"],
     "Engines to run beside ours; deterministic is ours in its deterministic mode, with one test more.",
 )
-BATCHES = define_integers("batches", [1, 8, 32], "Batch sizes for decode.")
-CONTEXTS = define_integers("contexts", [512, 2048], "Context lengths in tokens for decode.")
-PREFILL = flags.DEFINE_integer("prefill", 512, "Prompt tokens for prefill; a power of 2 is not padded.", lower_bound=1)
+BATCHES = define_integers("batches", [1, 8, 32], "Sequences that decode together, one measurement for each number.")
+CONTEXTS = define_integers(
+    "contexts", [512, 2048], "Tokens of context that each sequence decodes on, one measurement for each number."
+)
+PREFILL = flags.DEFINE_integer(
+    "prefill", 512, "Prompt tokens of the prefill test; a power of 2 is not padded.", lower_bound=1
+)
 STEPS = flags.DEFINE_integer("steps", 16, "Decode steps per measurement.", lower_bound=1)
-REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements; the median is reported.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements of each case; the median is reported.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 1, "CPU cores that each engine may use.", lower_bound=1)
 
 

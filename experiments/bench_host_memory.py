@@ -19,8 +19,8 @@ from experiments.common.results import start_result, write_result
 from experiments.common.script import run
 from experiments.common.tables import print_table
 
-BLOCKS = define_integers("block_mib", [1, 16, 256], "Sizes of a block in MiB.")
-REPEATS = flags.DEFINE_integer("repeats", 7, "Measurements; the median is reported.", lower_bound=1)
+BLOCKS = define_integers("block_mib", [1, 16, 256], "Sizes of a KV block in MiB.")
+REPEATS = flags.DEFINE_integer("repeats", 7, "Measurements of each case; the median is reported.", lower_bound=1)
 
 
 def _gib_s(block: jax.Array, where: jax.sharding.Sharding) -> float:

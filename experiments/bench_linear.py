@@ -24,9 +24,9 @@ from model.presets import preset
 from model.transformer import Transformer, split
 
 MODEL = flags.DEFINE_string("model", "bench-58m", "Preset whose weights are read.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the weights and of x.")
-ROWS = define_integers("rows", [1, 2, 4, 8, 16, 32, 64, 128, 512], "Rows of x.")
-REPEATS = flags.DEFINE_integer("repeats", 20, "Measurements; the median is reported.", lower_bound=1)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the weights and of their input x.")
+ROWS = define_integers("rows", [1, 2, 4, 8, 16, 32, 64, 128, 512], "Rows of the input x.")
+REPEATS = flags.DEFINE_integer("repeats", 20, "Measurements of each case; the median is reported.", lower_bound=1)
 
 
 @functools.partial(jax.jit, static_argnums=2)

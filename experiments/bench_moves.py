@@ -24,10 +24,12 @@ from kvcache import moves
 from kvcache.layout import KVLayout
 from kvcache.paged_cache import PagedKVCache
 
-BLOCKS = define_integers("block_mib", [1, 4, 16], "Sizes of a block in MiB; a page of float32 has 1 MiB.")
-POOL_MIB = flags.DEFINE_integer("pool_mib", 512, "Size of the pool in MiB.", lower_bound=64)
-KV_DTYPE = flags.DEFINE_enum("kv_dtype", "float32", ["float32", "bfloat16"], "Dtype of the pool.")
-REPEATS = flags.DEFINE_integer("repeats", 100, "Measurements; least and median are reported.", lower_bound=1)
+BLOCKS = define_integers("block_mib", [1, 4, 16], "Sizes of a KV block in MiB; a page of float32 takes 1 MiB.")
+POOL_MIB = flags.DEFINE_integer("pool_mib", 512, "Size of the KV pool in MiB.", lower_bound=64)
+KV_DTYPE = flags.DEFINE_enum("kv_dtype", "float32", ["float32", "bfloat16"], "Dtype of the KV pool.")
+REPEATS = flags.DEFINE_integer(
+    "repeats", 100, "Measurements of each move; the least and the median are reported.", lower_bound=1
+)
 
 
 def _times(work: Callable[[], object]) -> dict[str, float]:

@@ -17,11 +17,11 @@ from experiments.common.script import run
 from experiments.common.tables import print_table
 from model.presets import PRESETS
 
-SHAPE = flags.DEFINE_enum("shape", "llama3-8b", sorted(PRESETS), "Whose layers.")
-LAYERS = flags.DEFINE_integer("layers", 8, "How many of them.", lower_bound=1)
-BATCHES = define_integers("batches", [1, 8], "Batch sizes.")
-CONTEXTS = define_integers("contexts", [4096], "Tokens of KV of each row.")
-REPEATS = flags.DEFINE_integer("repeats", 7, "Measurements; the median is reported.", lower_bound=1)
+SHAPE = flags.DEFINE_enum("shape", "llama3-8b", sorted(PRESETS), "Preset whose layers are measured.")
+LAYERS = flags.DEFINE_integer("layers", 8, "Layers of the model that is measured.", lower_bound=1)
+BATCHES = define_integers("batches", [1, 8], "Sequences that decode together, one measurement for each number.")
+CONTEXTS = define_integers("contexts", [4096], "Tokens of KV of each sequence, one measurement for each number.")
+REPEATS = flags.DEFINE_integer("repeats", 7, "Measurements of each case; the median is reported.", lower_bound=1)
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
 from model.sampling import SamplingBatch, SamplingParams, sample
 
-_ROWS = define_integers("rows", [1, 32], "Rows of the batch.", lower_bound=1)
-_VOCAB = define_integers("vocab", [32_000, 128_256], "Tokens of the vocabulary.", lower_bound=2)
-_REPEATS = flags.DEFINE_integer("repeats", 11, "Timed calls of each.", lower_bound=1)
+_ROWS = define_integers("rows", [1, 32], "Sequences that sample together.", lower_bound=1)
+_VOCAB = define_integers("vocab", [32_000, 128_256], "Token ids of the vocabulary.", lower_bound=2)
+_REPEATS = flags.DEFINE_integer("repeats", 11, "Timed calls of each sampler.", lower_bound=1)
 
 _CASES = {
     "greedy": SamplingParams(temperature=0),

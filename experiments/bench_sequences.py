@@ -25,9 +25,9 @@ from gan.baselines import METHODS
 from gan.problems import Problem, problem
 from gan.sequences import levinson, neighbours, pulse_compression, sir_kernel
 
-_LENGTH = define_integers("length", [59], "Chips of the codes of mmf.", lower_bound=3)
-_BATCH = flags.DEFINE_integer("batch", 16_384, "Codes of one call.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each.", lower_bound=1)
+_LENGTH = define_integers("length", [59], "Chips of the mmf codes that are scored.", lower_bound=3)
+_BATCH = flags.DEFINE_integer("batch", 16_384, "Codes scored in one call.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each scorer.", lower_bound=1)
 _BUDGET = flags.DEFINE_integer("budget", 500_000, "Evaluations of each timed search; 0 times none.", lower_bound=0)
 
 Case = tuple[str, str, str, int, Callable[[], object]]  # problem, what, implementation, evaluations, call

@@ -23,10 +23,10 @@ from experiments.common.results import start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
 
-TRACE = flags.DEFINE_string("trace", None, "A real trace to simulate as well.")
-REQUESTS = define_integers("requests", [100_000, 1_000_000], "Of the synthetic traces.", lower_bound=100)
-INSTANCES = define_integers("instances", [16, 64, 256, 1000], "Of the clusters.", lower_bound=2)
-PLACEMENT = flags.DEFINE_string("placement", "kvcache_centric", "As in simulate_cluster.")
+TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV file to simulate beside the synthetic traces.")
+REQUESTS = define_integers("requests", [100_000, 1_000_000], "Requests of each synthetic trace.", lower_bound=100)
+INSTANCES = define_integers("instances", [16, 64, 256, 1000], "Instances of each simulated cluster.", lower_bound=2)
+PLACEMENT = flags.DEFINE_string("placement", "kvcache_centric", "Rule that places prefills, as in simulate_cluster.")
 
 _BASE = 16
 # Conversations per second that keep 8 + 8 of the default instances busy without overload.

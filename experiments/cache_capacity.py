@@ -23,10 +23,10 @@ from serving.workload.requests import Trace
 from serving.workload.traces import read_trace
 
 BASELINE = "lru"
-TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL, with block ids.", required=True)
-START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
-LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
-POLICY_NAMES = define_texts("policies", [*POLICIES, OPTIMUM], "Names of policies; belady is the optimum.")
+TRACE = flags.DEFINE_string("trace", None, "Trace to replay, a Mooncake JSONL file with block ids.", required=True)
+START = flags.DEFINE_integer("start", 0, "Requests of the trace to skip first.", lower_bound=0)
+LIMIT = flags.DEFINE_integer("limit", None, "Requests to take from the trace; by default all.", lower_bound=1)
+POLICY_NAMES = define_texts("policies", [*POLICIES, OPTIMUM], "Eviction policies to compare; belady is the optimum.")
 CAPACITIES = define_integers(
     "capacities", [1000, 1953, 5859, 10_000, 19_531, 30_000, 50_000, 100_000], "Sizes of the cache in blocks."
 )

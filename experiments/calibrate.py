@@ -20,7 +20,7 @@ from experiments.common.script import run
 from experiments.common.tables import print_table
 from serving.simulator.performance import write_performance
 
-REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each scenario; medians count.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each scenario; the median counts.", lower_bound=1)
 
 
 def main() -> None:

@@ -16,9 +16,14 @@ from model.checkpoints import CheckpointError, load, save, save_hf
 from model.config import ConfigError
 from model.sharding import MeshError
 
-SOURCE = flags.DEFINE_string("source", None, "Hugging Face or Orbax folder, or a preset.", required=True)
-TARGET = flags.DEFINE_string("target", None, "Folder to make.", required=True)
-TO = flags.DEFINE_enum("to", None, ["hf", "orbax"], "Format of the target.", required=True)
+SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "Checkpoint to convert: a Hugging Face or Orbax folder, or a preset (random weights).",
+    required=True,
+)
+TARGET = flags.DEFINE_string("target", None, "Folder to write the converted checkpoint to.", required=True)
+TO = flags.DEFINE_enum("to", None, ["hf", "orbax"], "Format to convert to.", required=True)
 
 # What stands beside the weights and belongs to the text side.
 COMPANIONS = (

@@ -29,7 +29,7 @@ from serving.engine.scheduler import StepPlan
 
 MODEL = flags.DEFINE_string("model", "llama3-70b", "Preset whose step is cut.")
 BATCH = flags.DEFINE_integer("batch", 8, "Sequences that decode in the step.", lower_bound=1)
-CONTEXT = flags.DEFINE_integer("context", 8192, "Tokens that one sequence may have.", lower_bound=1)
+CONTEXT = flags.DEFINE_integer("context", 8192, "Most tokens of one sequence, prompt and output.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Dtype of weights, activations and KV.")
 _PAGE_SIZE = 64
 _DRAWN_LAYERS = 3

@@ -29,14 +29,19 @@ from serving.replay import ReplayError
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 
-TRACE = flags.DEFINE_string("trace", str(DEMO_TRACE), "Mooncake JSONL or Azure CSV; by default the one that ships.")
-LIMIT = flags.DEFINE_integer("limit", 200, "Only so many requests.", lower_bound=1)
-SPEED = define_float("speed", 4.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
-SCALE = define_float(
-    "scale", None, "Factor of all lengths; by default the largest at which 95 % of the requests fit.", lower_bound=1e-9
+TRACE = flags.DEFINE_string(
+    "trace", str(DEMO_TRACE), "Mooncake JSONL or Azure CSV file to replay; by default the trace that ships."
 )
-TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+LIMIT = flags.DEFINE_integer("limit", 200, "Requests to take from the trace; by default all.", lower_bound=1)
+SPEED = define_float("speed", 4.0, "Offered load as a multiple of the trace's own.", lower_bound=1e-9)
+SCALE = define_float(
+    "scale",
+    None,
+    "Factor of all prompt and output lengths; by default the largest at which 95 % of the requests fit.",
+    lower_bound=1e-9,
+)
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT, in seconds.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT, in seconds.", lower_bound=1e-9)
 
 # Pages that are small against the shrunken blocks of the trace; 96 MiB of KV.
 _SERVER_FLAGS = ("--page_size=16", "--max_batch=16", "--kv_gib=0.09375")

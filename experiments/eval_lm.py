@@ -28,10 +28,10 @@ from model.training.corpus import Document, is_held_out, read_corpus
 from model.training.evaluate import evaluate
 from model.training.held_out import load_held_out
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder with the model.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder with the model to score.", required=True)
 _TEXT = flags.DEFINE_string("text", None, "UTF-8 file to score on, in place of the held-out documents.")
-_CONTEXT = define_integers("context", None, "Tokens per window; by default those of the recorded scores.")
-_BATCH = flags.DEFINE_integer("batch", 8, "Windows at a time.", lower_bound=1)
+_CONTEXT = define_integers("context", None, "Tokens per window of text; by default those of the recorded scores.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Windows of text scored at a time.", lower_bound=1)
 flags.set_default(DTYPE, "float32")  # what recorded scores were computed in
 
 

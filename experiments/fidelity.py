@@ -42,18 +42,28 @@ from serving.workload.requests import Trace
 from serving.workload.resize import fitting, part, shrink
 from serving.workload.traces import read_trace
 
-TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
-START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
-REQUESTS = flags.DEFINE_integer("requests", 200, "Requests to compare.", lower_bound=1)
-CALIBRATION_REQUESTS = flags.DEFINE_integer("calibration_requests", 60, "Requests before those, to calibrate on.")
-SHRINK = flags.DEFINE_integer("shrink", 16, "Divides the tokens of the trace.", lower_bound=1)
-SHRINK_OUTPUTS = flags.DEFINE_integer("shrink_outputs", None, "Divides outputs, instead of --shrink.", lower_bound=1)
-SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
-JITTER_S = define_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
-CALIBRATION = flags.DEFINE_string("calibration", None, "What `calibrate` wrote, instead of measuring.")
-RUNS = flags.DEFINE_integer("runs", 3, "Live runs, and as many simulated ones; medians count.", lower_bound=1)
-TTFT_SLO_S = define_float("ttft_slo_s", 2.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = define_float("tbt_slo_s", 0.25, "Limit of TBT.", lower_bound=1e-9)
+TRACE = flags.DEFINE_string(
+    "trace", None, "Trace to serve and simulate, a Mooncake JSONL or Azure CSV file.", required=True
+)
+START = flags.DEFINE_integer("start", 0, "Requests of the trace to skip first.", lower_bound=0)
+REQUESTS = flags.DEFINE_integer("requests", 200, "Requests to compare live and simulated.", lower_bound=1)
+CALIBRATION_REQUESTS = flags.DEFINE_integer(
+    "calibration_requests", 60, "Requests before the compared ones that the engine is calibrated on."
+)
+SHRINK = flags.DEFINE_integer("shrink", 16, "Divisor of all prompt and output lengths of the trace.", lower_bound=1)
+SHRINK_OUTPUTS = flags.DEFINE_integer(
+    "shrink_outputs", None, "Divisor of output lengths; by default that of --shrink.", lower_bound=1
+)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's own.", lower_bound=1e-9)
+JITTER_S = define_float(
+    "jitter_s", 0.0, "Seconds over which arrivals of one coarse time stamp are spread.", lower_bound=0.0
+)
+CALIBRATION = flags.DEFINE_string(
+    "calibration", None, "File that `calibrate` wrote; by default the engine is measured first."
+)
+RUNS = flags.DEFINE_integer("runs", 3, "Live runs, and as many simulated ones; the median counts.", lower_bound=1)
+TTFT_SLO_S = define_float("ttft_slo_s", 2.0, "Limit of TTFT, in seconds.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.25, "Limit of TBT, in seconds.", lower_bound=1e-9)
 
 
 class SimulatedEngine:

@@ -24,16 +24,24 @@ from gan.training import CODECS
 
 PARTS = ("searches", "held_out", "ablation")
 LISTED = {"mocss": 16, "ob_zcp": 19, "ob_zcp_folded": 19}  # largest N of which all codes are listed in seconds
-PART = flags.DEFINE_list("part", list(PARTS), f"Which tables, some of {', '.join(PARTS)}.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of everything, from --seed on.", lower_bound=1)
-BUDGET = flags.DEFINE_integer("budget", 100_000, "Evaluations of a search at N = 59.", lower_bound=1000)
-HELD_OUT = flags.DEFINE_list(
-    "held_out", ["mocss:8", "ob_zcp:13", "ob_zcp_folded:17"], "Problems whose classes are split."
+PART = flags.DEFINE_list("part", list(PARTS), f"Tables to compute, some of {', '.join(PARTS)}.")
+SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "Runs of every search and every ablation, with seeds from --seed on.", lower_bound=1
 )
-HELD_OUT_BUDGET = flags.DEFINE_integer("held_out_budget", 300_000, "Evaluations per method.", lower_bound=1000)
-HELD_OUT_STEPS = flags.DEFINE_integer("held_out_steps", 500, "Updates of the GANs on the training classes.")
-ABLATION_LENGTH = flags.DEFINE_integer("ablation_length", 31, "N of the ablation.", lower_bound=3)
-ABLATION_BUDGET = flags.DEFINE_integer("ablation_budget", 4000, "Evaluations per ablated run.", lower_bound=1000)
+BUDGET = flags.DEFINE_integer("budget", 100_000, "Evaluations of each search at N = 59.", lower_bound=1000)
+HELD_OUT = flags.DEFINE_list(
+    "held_out",
+    ["mocss:8", "ob_zcp:13", "ob_zcp_folded:17"],
+    "Problems, as problem:length, whose classes are split into training and held-out classes.",
+)
+HELD_OUT_BUDGET = flags.DEFINE_integer(
+    "held_out_budget", 300_000, "Evaluations of each method on held-out classes.", lower_bound=1000
+)
+HELD_OUT_STEPS = flags.DEFINE_integer(
+    "held_out_steps", 500, "Updates of the GANs on the training classes of --held_out."
+)
+ABLATION_LENGTH = flags.DEFINE_integer("ablation_length", 31, "Sequence length N of the ablation.", lower_bound=3)
+ABLATION_BUDGET = flags.DEFINE_integer("ablation_budget", 4000, "Evaluations of each ablated run.", lower_bound=1000)
 CODEC = flags.DEFINE_list("codec", list(CODECS), "Codecs of the ablation.")
 LOSS = flags.DEFINE_list("loss", list(LOSSES), "Losses of the ablation.")
 METHOD = flags.DEFINE_list("method", list(METHODS), "Searches to compare.")

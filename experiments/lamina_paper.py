@@ -24,9 +24,9 @@ from papers.comparison import PaperTable
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 
-TABLES = define_texts("table", ["all"], f"Which to compute: all, or some of {', '.join(NAMES)}.")
+TABLES = define_texts("table", ["all"], f"Tables to compute: all, or some of {', '.join(NAMES)}.")
 
-TRACES = define_texts("traces", [], f"Traces at hand, as name=file; names: {', '.join(PAPER_TRACES)}.")
+TRACES = define_texts("traces", [], f"Trace files at hand, as name=file; names: {', '.join(PAPER_TRACES)}.")
 
 
 def _read_traces() -> dict[str, tuple[int, DecodeWorkload]]:

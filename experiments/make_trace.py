@@ -16,21 +16,29 @@ from serving.workload.requests import Trace
 from serving.workload.synthetic import Lengths, chat, documents
 from serving.workload.traces import write_mooncake
 
-TRACE_OUT = flags.DEFINE_string("trace_out", None, "File to write.", required=True)
-SESSIONS = flags.DEFINE_integer("sessions", 60, "Conversations, or questions.", lower_bound=1)
-SESSION_RATE = define_float("session_rate", 0.5, "Of those that start per second.", lower_bound=1e-9)
+TRACE_OUT = flags.DEFINE_string("trace_out", None, "Mooncake JSONL file to write.", required=True)
+SESSIONS = flags.DEFINE_integer(
+    "sessions", 60, "Conversations, or with --documents questions, in the trace.", lower_bound=1
+)
+SESSION_RATE = define_float(
+    "session_rate", 0.5, "Conversations, or questions, that start per second.", lower_bound=1e-9
+)
 TURNS = define_float("turns", 4.0, "Mean turns per conversation.", lower_bound=1.0)
 THINK_S = define_float("think_s", 12.0, "Mean seconds between turns.", lower_bound=1e-9)
-SYSTEM = flags.DEFINE_integer("system_tokens", 2048, "Mean tokens of a system prompt; whole blocks.", lower_bound=1)
+SYSTEM = flags.DEFINE_integer(
+    "system_tokens", 2048, "Mean tokens of a system prompt, or of a document; rounded to whole blocks.", lower_bound=1
+)
 QUESTION = flags.DEFINE_integer("question_tokens", 900, "Mean new tokens per turn.", lower_bound=1)
 ANSWER = flags.DEFINE_integer("answer_tokens", 350, "Mean output tokens per turn.", lower_bound=1)
 DOCUMENTS = flags.DEFINE_integer(
     "documents",
     0,
-    "Instead of conversations, one question each about one of so many documents (--system_tokens long).",
+    "Documents; above 0, each session asks one question about one document in place of a conversation.",
     lower_bound=0,
 )
-ZIPF = define_float("zipf", 0.8, "Popularity of the document of rank r is r to the minus this.", lower_bound=0.0)
+ZIPF = define_float(
+    "zipf", 0.8, "Zipf exponent of how often documents are asked about; 0 asks about all equally.", lower_bound=0.0
+)
 
 
 def _trace() -> Trace:

@@ -22,20 +22,29 @@ from experiments.common.results import start_result, write_result
 from experiments.common.script import run
 from experiments.common.tables import print_table
 
-DEVICE = flags.DEFINE_string("device", None, "What was measured, by its name in the device table.", required=True)
-DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
+DEVICE = flags.DEFINE_string("device", None, "Name in the device table of what was measured.", required=True)
+DEVICE_FILE = flags.DEFINE_string(
+    "device_file", None, "TOML file that adds devices to the device table, or replaces their figures."
+)
 COUNT = flags.DEFINE_integer("count", 1, "Devices that the engine ran on.", lower_bound=1)
-CORES = define_float("cores", 1.0, "On a CPU: its cores; --linear counts core-seconds.", lower_bound=1e-9)
+CORES = define_float(
+    "cores",
+    1.0,
+    "CPU cores of the measured device, where that is a CPU; --linear counts core-seconds.",
+    lower_bound=1e-9,
+)
 ATTENTION_CORES = define_float(
     "attention_cores",
     None,
-    "On a CPU: cores that --attention ran on, which counts wall seconds; --cores if absent.",
+    "CPU cores that the bench in --attention ran on, where the device is a CPU; by default --cores.",
     lower_bound=1e-9,
 )
-LINEAR = flags.DEFINE_string("linear", None, "result.json of bench_linear.")
-ATTENTION = flags.DEFINE_string("attention", None, "result.json of a bench of decode attention, with gb_s.")
-ENGINE = flags.DEFINE_string("engine", None, "calibration.json of calibrate; needs --model.")
-MODEL = flags.DEFINE_string("model", None, "What the engine ran: a preset, or the folder of a config.json.")
+LINEAR = flags.DEFINE_string("linear", None, "File result.json of bench_linear.")
+ATTENTION = flags.DEFINE_string("attention", None, "File result.json of a bench of decode attention, with gb_s.")
+ENGINE = flags.DEFINE_string("engine", None, "File calibration.json of calibrate; needs --model.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Model that the engine in --engine ran: a preset, or the folder of a config.json."
+)
 
 
 def main() -> None:

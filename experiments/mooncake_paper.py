@@ -20,9 +20,11 @@ from serving.simulator.paper import cache, hardware, latency, overload, roles
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 
-TRACE = flags.DEFINE_string("trace", None, "The public conversation trace.", required=True)
-TABLES = define_texts("table", ["all"], "Which to compute: all, or some of the names that it prints.")
-SEEDS = flags.DEFINE_integer("seeds", 5, "Runs per cell of what goes beyond the paper.", lower_bound=2, upper_bound=10)
+TRACE = flags.DEFINE_string("trace", None, "Conversation trace of the paper, a Mooncake JSONL file.", required=True)
+TABLES = define_texts("table", ["all"], "Tables to compute: all, or some of the names that a run of all prints.")
+SEEDS = flags.DEFINE_integer(
+    "seeds", 5, "Runs per cell of the tables that go beyond the paper.", lower_bound=2, upper_bound=10
+)
 
 
 def _missing() -> PaperTable:

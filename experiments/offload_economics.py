@@ -25,15 +25,27 @@ from experiments.common.script import run
 from experiments.common.tables import print_table
 
 MODELS = define_texts(
-    "models", ["llama3-8b", "llama-65b", "llama3-70b", "qwen3-235b-a22b", "deepseek-v3"], "Presets or folders."
+    "models",
+    ["llama3-8b", "llama-65b", "llama3-70b", "qwen3-235b-a22b", "deepseek-v3"],
+    "Models of the first table: presets, or folders of a config.json.",
 )
-SCENARIO_MODELS = define_texts("scenario_models", ["llama-65b", "llama3-70b"], "Models of the second table.")
-DEVICES = define_texts("devices", ["h100", "h200", "b200", "a100", "l40s"], "For weights, and in the first table.")
-DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
-PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book.")
-KNOB_PRESET = flags.DEFINE_enum("knobs", "modern", tuple(KNOBS), "Assumptions of the cost model.")
-TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.")
-BUDGET = define_float("budget_per_hour", 200.0, "Dollars per hour for one decode instance, at most.")
+SCENARIO_MODELS = define_texts(
+    "scenario_models", ["llama-65b", "llama3-70b"], "Models of the second table: presets, or folders of a config.json."
+)
+DEVICES = define_texts(
+    "devices",
+    ["h100", "h200", "b200", "a100", "l40s"],
+    "Devices for the weights, and for attention in the first table.",
+)
+DEVICE_FILE = flags.DEFINE_string(
+    "device_file", None, "TOML file that adds devices to the device table, or replaces their figures."
+)
+PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book that devices are paid by.")
+KNOB_PRESET = flags.DEFINE_enum(
+    "knobs", "modern", tuple(KNOBS), "Named set of assumptions that the cost model starts from."
+)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT, in seconds.")
+BUDGET = define_float("budget_per_hour", 200.0, "Most dollars per hour for one decode instance.")
 
 
 def _row(model: str, trace: str, offer: str, devices: Sequence[Device], attention: Sequence[Device]) -> dict[str, Any]:

@@ -26,11 +26,15 @@ from serving.simulator.performance import named_performance
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 
-TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
-LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
-SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
-MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset.")
-DEVICES = define_texts("devices", ["a800x8", "h100x4", "h100x8", "h200x4"], "Kinds of node: device and count.")
+TRACE = flags.DEFINE_string("trace", None, "Trace to serve, a Mooncake JSONL or Azure CSV file.", required=True)
+LIMIT = flags.DEFINE_integer("limit", None, "Requests to take from the trace; by default all.", lower_bound=1)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's own.", lower_bound=1e-9)
+MODEL = flags.DEFINE_string("model", "llama3-70b", "Preset of the model that is served.")
+DEVICES = define_texts(
+    "devices",
+    ["a800x8", "h100x4", "h100x8", "h200x4"],
+    "Kinds of node to compare, as device and count, such as h100x8.",
+)
 DRAM_GB = define_floats(
     "dram_gb", [0, 500, 1000, 2000], "GB of KVCache in host memory of a prefill node.", lower_bound=0.0
 )
@@ -41,12 +45,12 @@ DRAM_PRICE = define_float(
 SSD_PRICE = define_float(
     "ssd_price", 0.00008, "Dollars per GB-hour of NVMe: an AWS i3en.24xlarge less an m5.24xlarge.", lower_bound=0.0
 )
-TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
-ATTAINMENT = define_float("attainment", 0.95, "Share of all requests to be within both limits.")
-PLACEMENT = flags.DEFINE_enum("placement", "kvcache_centric", PLACEMENTS, "Prefill placement.")
-ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Whom to refuse.")
-MAX_NODES = flags.DEFINE_integer("max_nodes", 32, "Nodes of either pool, at most.", lower_bound=1)
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT, in seconds.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT, in seconds.", lower_bound=1e-9)
+ATTAINMENT = define_float("attainment", 0.95, "Share of all requests that must be within both limits.")
+PLACEMENT = flags.DEFINE_enum("placement", "kvcache_centric", PLACEMENTS, "Rule that places prefills.")
+ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Rule that rejects requests.")
+MAX_NODES = flags.DEFINE_integer("max_nodes", 32, "Most nodes of either pool.", lower_bound=1)
 
 
 def _node_types() -> list[NodeType]:

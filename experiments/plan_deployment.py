@@ -34,30 +34,42 @@ from serving.workload.errors import TraceError
 from serving.workload.requests import Trace
 from serving.workload.traces import read_trace
 
-MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset, or the folder of a Hugging Face config.json.")
-TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
-LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests of the trace.", lower_bound=1)
-SPEED = define_float("speed", 1.0, "Demand as a multiple of the trace's.", lower_bound=1e-9)
-BUDGET = define_float("budget_per_hour", 100.0, "Dollars per hour.")
-TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.")
-TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.")
-ATTAINMENT = define_float("attainment", 0.9, "Share of the requests that is to keep each limit.")
-DEVICES = define_texts("devices", ["h100", "h200", "h20", "a100", "l40s"], "Of the device table.")
-DEVICE_FILE = flags.DEFINE_string("device_file", None, "TOML that adds devices or replaces figures.")
-PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book.")
-KNOB_PRESET = flags.DEFINE_enum("knobs", "a_priori", tuple(KNOBS), "Assumptions of the cost model.")
-MEASURED = flags.DEFINE_string(
-    "measured", None, "Knobs that were measured (JSON or TOML), in place of those of --knobs."
+MODEL = flags.DEFINE_string(
+    "model", "llama3-70b", "Model that is served: a preset, or the folder of a Hugging Face config.json."
 )
-DENSE = define_integers("dense", [1, 2, 4, 8], "Tensor-parallel degrees, also of prefill.", lower_bound=1)
-ATTENTION = define_integers("attention", [1, 2, 4, 8], "Sizes of attention pools.", lower_bound=1)
-EXPERTS = define_integers("experts", [1, 2, 4, 8], "Sizes of expert pools.", lower_bound=1)
-IN_FLIGHT = define_integers("in_flight", [2, 3], "Batches in flight, at most.", lower_bound=1)
-PARTITION = define_names("partition", ["head", "sequence"], PARTITIONS, "Ways to divide attention over its pool.")
-WEIGHTS = define_names("weights", ["bfloat16"], FORMAT_BYTES, "Formats of the weights.")
-KV = define_names("kv", ["bfloat16"], FORMAT_BYTES, "Formats of the KV.")
-HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a prefill instance.", lower_bound=0)
-CONFIRM = flags.DEFINE_integer("confirm", 3, "Plans to put to the test in the simulator.", lower_bound=0)
+TRACE = flags.DEFINE_string("trace", None, "Trace to serve, a Mooncake JSONL or Azure CSV file.", required=True)
+LIMIT = flags.DEFINE_integer("limit", None, "Requests to take from the trace; by default all.", lower_bound=1)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's own.", lower_bound=1e-9)
+BUDGET = define_float("budget_per_hour", 100.0, "Most dollars per hour for the whole deployment.")
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT, in seconds.")
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT, in seconds.")
+ATTAINMENT = define_float("attainment", 0.9, "Share of the requests that must keep each limit.")
+DEVICES = define_texts(
+    "devices", ["h100", "h200", "h20", "a100", "l40s"], "Devices on offer, by their names in the device table."
+)
+DEVICE_FILE = flags.DEFINE_string(
+    "device_file", None, "TOML file that adds devices to the device table, or replaces their figures."
+)
+PRICES = flags.DEFINE_enum("prices", "market", PRICE_BOOKS, "Price book that devices are paid by.")
+KNOB_PRESET = flags.DEFINE_enum(
+    "knobs", "a_priori", tuple(KNOBS), "Named set of assumptions that the cost model starts from."
+)
+MEASURED = flags.DEFINE_string("measured", None, "JSON or TOML file of measured knobs, which replace those of --knobs.")
+DENSE = define_integers(
+    "dense", [1, 2, 4, 8], "Tensor-parallel degrees of decode and of prefill to try.", lower_bound=1
+)
+ATTENTION = define_integers("attention", [1, 2, 4, 8], "Sizes of attention pools to try, in devices.", lower_bound=1)
+EXPERTS = define_integers("experts", [1, 2, 4, 8], "Sizes of expert pools to try, in devices.", lower_bound=1)
+IN_FLIGHT = define_integers("in_flight", [2, 3], "Batches in flight to try.", lower_bound=1)
+PARTITION = define_names(
+    "partition", ["head", "sequence"], PARTITIONS, "Ways to divide attention over an attention pool."
+)
+WEIGHTS = define_names("weights", ["bfloat16"], FORMAT_BYTES, "Formats of the weights to try.")
+KV = define_names("kv", ["bfloat16"], FORMAT_BYTES, "Formats of the KV to try.")
+HOST_TOKENS = flags.DEFINE_integer(
+    "host_tokens", 3_000_000, "Tokens of KVCache in host memory of a prefill instance.", lower_bound=0
+)
+CONFIRM = flags.DEFINE_integer("confirm", 3, "Plans that serve the trace in the simulator, best first.", lower_bound=0)
 
 
 def _space() -> Space:

@@ -23,23 +23,35 @@ from serving.replay import ReplayError
 from serving.workload.errors import TraceError
 from serving.workload.traces import read_trace
 
-URL = flags.DEFINE_string("url", "http://localhost:8000", "Of the server, without /v1.")
-TRACE = flags.DEFINE_string("trace", str(DEMO_TRACE), "Mooncake JSONL or Azure CSV; by default the one that ships.")
-SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
-LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
-START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
-JITTER_S = define_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
+URL = flags.DEFINE_string("url", "http://localhost:8000", "Base URL of the server, without /v1.")
+TRACE = flags.DEFINE_string(
+    "trace", str(DEMO_TRACE), "Mooncake JSONL or Azure CSV file to replay; by default the trace that ships."
+)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's own.", lower_bound=1e-9)
+LIMIT = flags.DEFINE_integer("limit", None, "Requests to take from the trace; by default all.", lower_bound=1)
+START = flags.DEFINE_integer("start", 0, "Requests of the trace to skip first.", lower_bound=0)
+JITTER_S = define_float(
+    "jitter_s", 0.0, "Seconds over which arrivals of one coarse time stamp are spread.", lower_bound=0.0
+)
 SCALE = define_float(
-    "scale", None, "Factor of all lengths; by default the largest at which 95 % of the requests fit.", lower_bound=1e-9
+    "scale",
+    None,
+    "Factor of all prompt and output lengths; by default the largest at which 95 % of the requests fit.",
+    lower_bound=1e-9,
 )
 MAX_MODEL_LEN = flags.DEFINE_integer(
-    "max_model_len", None, "Most tokens of a request; by default what the server tells.", lower_bound=2
+    "max_model_len",
+    None,
+    "Most tokens of a request, prompt and output; by default what the server reports.",
+    lower_bound=2,
 )
-TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder of the model's tokenizer, if the server has no /tokenize.")
-TEXT = flags.DEFINE_string("text", None, "UTF-8 file to write prompts from; by default a text that ships.")
-TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
-TIMEOUT_S = define_float("timeout_s", 600.0, "Longest silence within an answer.", lower_bound=1e-9)
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder of the model's tokenizer, for a server without /tokenize.")
+TEXT = flags.DEFINE_string("text", None, "UTF-8 file that prompts are made from; by default a text that ships.")
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT, in seconds.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT, in seconds.", lower_bound=1e-9)
+TIMEOUT_S = define_float(
+    "timeout_s", 600.0, "Seconds without a token after which a request has failed.", lower_bound=1e-9
+)
 
 
 def _plan() -> ReplayPlan:

@@ -36,7 +36,7 @@ PROBLEM = flags.DEFINE_enum(
     "problem",
     "mmf",
     list(PROBLEMS),
-    "What to search; mmf_skew: mmf among skew-symmetric codes; ob_zcp_folded: ob_zcp by the chips that are free.",
+    "Problem to search; mmf_skew: mmf among skew-symmetric codes; ob_zcp_folded: ob_zcp by the chips that are free.",
 )
 LENGTH = define_integers("length", [59], "Chips of one sequence; several lengths are searched one after another.")
 OBJECTIVE = flags.DEFINE_string(
@@ -48,12 +48,14 @@ OBJECTIVE = flags.DEFINE_string(
 KIND = flags.DEFINE_integer("kind", 1, "Type of the pairs of ob_zcp: 1 or 2.")
 FLOCKS = flags.DEFINE_integer("flocks", 2, "Flocks of a set of mocss.")
 SEQUENCES = flags.DEFINE_integer("sequences", 2, "Sequences of a flock of mocss.")
-METHOD = flags.DEFINE_list("method", ["surrogate"], f"One or several of {', '.join(METHODS)}; or all.")
+METHOD = flags.DEFINE_list("method", ["surrogate"], f"Search methods: all, or some of {', '.join(METHODS)}.")
 BUDGET = flags.DEFINE_integer("budget", 200_000, "Evaluations of each run.", lower_bound=1)
 CPU_LIMIT_S = define_float(
     "cpu_limit_s", None, "Processor seconds after which a run ends; its compilation counts.", lower_bound=0.0
 )
-SEEDS = flags.DEFINE_string("seeds", None, "One run each: `0-9`, `1,5` or `0-4,100-104`; --seed alone if absent.")
+SEEDS = flags.DEFINE_string(
+    "seeds", None, "Seeds of one run each, such as `0-9`, `1,5` or `0-4,100-104`; by default --seed alone."
+)
 POPULATION = flags.DEFINE_integer(
     "population",
     None,

@@ -30,18 +30,24 @@ from serving.engine import EngineError
 from serving.engine.build import build_engine
 from serving.engine.engine import Engine
 
-MODEL = flags.DEFINE_string("model", None, "HF or Orbax folder, or a preset (random weights).", required=True)
+MODEL = flags.DEFINE_string(
+    "model", None, "Model to serve: an HF or Orbax folder, or a preset (random weights).", required=True
+)
 TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "Folder with a tokenizer.json; by default the model's, and single bytes for a preset."
 )
 SERVED_MODEL_NAME = flags.DEFINE_string(
-    "served_model_name", None, "What clients call it; by default the folder's name."
+    "served_model_name", None, "Name that clients call the model by; by default the name of its folder."
 )
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to serve on; 0.0.0.0 for every interface.")
 PORT = flags.DEFINE_integer("port", 8000, "Port to serve on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
-MAX_OPEN = flags.DEFINE_integer("max_open_requests", 1024, "Further requests get HTTP 429.", lower_bound=1)
-DRAIN_S = flags.DEFINE_integer("drain_s", 60, "Seconds that open requests get after SIGTERM.", lower_bound=0)
-LOG_LEVEL = flags.DEFINE_enum("log_level", "warning", ["debug", "info", "warning", "error"], "Of the HTTP server.")
+MAX_OPEN = flags.DEFINE_integer(
+    "max_open_requests", 1024, "Most requests served or queued at once; further ones get HTTP 429.", lower_bound=1
+)
+DRAIN_S = flags.DEFINE_integer("drain_s", 60, "Seconds that open requests get to finish after SIGTERM.", lower_bound=0)
+LOG_LEVEL = flags.DEFINE_enum(
+    "log_level", "warning", ["debug", "info", "warning", "error"], "Log level of the HTTP server."
+)
 
 
 def tokenizer_for(model: str) -> Tokenizer:

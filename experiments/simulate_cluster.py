@@ -34,43 +34,67 @@ from serving.workload.requests import Trace
 from serving.workload.resize import shrink
 from serving.workload.traces import read_trace
 
-TRACE = flags.DEFINE_string("trace", None, "Mooncake JSONL or Azure CSV.", required=True)
-SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's.", lower_bound=1e-9)
-LIMIT = flags.DEFINE_integer("limit", None, "Only so many requests.", lower_bound=1)
-START = flags.DEFINE_integer("start", 0, "Skip so many requests.", lower_bound=0)
-SHRINK = flags.DEFINE_integer("shrink", 1, "Divides the tokens of the trace, for a small engine.", lower_bound=1)
-JITTER_S = define_float("jitter_s", 0.0, "Spread arrivals over so many seconds (coarse stamps).", lower_bound=0.0)
-PREFILL = flags.DEFINE_integer("prefill", 8, "Prefill nodes.", lower_bound=0)
-DECODE = flags.DEFINE_integer("decode", 8, "Decode nodes.", lower_bound=0)
-COUPLED = flags.DEFINE_integer("coupled", 0, "Nodes that do both; needs --prefill=0 --decode=0.", lower_bound=0)
-CPP = flags.DEFINE_integer("cpp", 1, "Prefill nodes per group that computes prompts together.", lower_bound=1)
-PREFILL_CHUNK = flags.DEFINE_integer("prefill_chunk", 8192, "Tokens per chunk in such a group.", lower_bound=1)
+TRACE = flags.DEFINE_string("trace", None, "Trace to simulate, a Mooncake JSONL or Azure CSV file.", required=True)
+SPEED = define_float("speed", 1.0, "Offered load as a multiple of the trace's own.", lower_bound=1e-9)
+LIMIT = flags.DEFINE_integer("limit", None, "Requests to take from the trace; by default all.", lower_bound=1)
+START = flags.DEFINE_integer("start", 0, "Requests of the trace to skip first.", lower_bound=0)
+SHRINK = flags.DEFINE_integer(
+    "shrink", 1, "Divisor of all prompt and output lengths of the trace, for a small engine.", lower_bound=1
+)
+JITTER_S = define_float(
+    "jitter_s", 0.0, "Seconds over which arrivals of one coarse time stamp are spread.", lower_bound=0.0
+)
+PREFILL = flags.DEFINE_integer("prefill", 8, "Nodes of the prefill pool.", lower_bound=0)
+DECODE = flags.DEFINE_integer("decode", 8, "Nodes of the decode pool.", lower_bound=0)
+COUPLED = flags.DEFINE_integer(
+    "coupled", 0, "Nodes that both prefill and decode; needs --prefill=0 --decode=0.", lower_bound=0
+)
+CPP = flags.DEFINE_integer(
+    "cpp", 1, "Prefill nodes of a group that computes prompts together (chunked pipeline parallelism).", lower_bound=1
+)
+PREFILL_CHUNK = flags.DEFINE_integer(
+    "prefill_chunk", 8192, "Tokens per chunk of a prompt in a group of --cpp nodes.", lower_bound=1
+)
 CHUNK = flags.DEFINE_integer("chunk", 0, "Prefill tokens per iteration of a coupled node; 0 = prefill first.")
-MODEL = flags.DEFINE_string("model", "llama3-70b", "A preset such as llama3-70b, or a path to an HF config.json.")
+MODEL = flags.DEFINE_string(
+    "model", "llama3-70b", "Model that is served: a preset such as llama3-70b, or a path to an HF config.json."
+)
 DEVICE = flags.DEFINE_string("device", "a800x8", "Device and count per node, such as h100x8.")
-CALIBRATION = flags.DEFINE_string("calibration", None, "Measured performance (JSON); replaces --model and --device.")
-PLACEMENT = flags.DEFINE_enum("placement", "kvcache_centric", PLACEMENTS, "Prefill placement.")
-ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Whom to refuse.")
-THRESHOLD = define_float("threshold", 1.0, "kvcache_balancing_threshold of kvcache_centric.")
-QUEUE = flags.DEFINE_enum("queue", "fifo", QUEUE_ORDERS, "Order of prefill queues.")
+CALIBRATION = flags.DEFINE_string(
+    "calibration", None, "Measured performance, a JSON file of `calibrate`; replaces --model and --device."
+)
+PLACEMENT = flags.DEFINE_enum("placement", "kvcache_centric", PLACEMENTS, "Rule that places prefills.")
+ADMISSION = flags.DEFINE_enum("admission", "none", ADMISSIONS, "Rule that rejects requests.")
+THRESHOLD = define_float(
+    "threshold", 1.0, "Prefix-length ratio (kvcache_balancing_threshold) above which kvcache_centric moves KV."
+)
+QUEUE = flags.DEFINE_enum("queue", "fifo", QUEUE_ORDERS, "Order in which prefill queues are served.")
 FAIR = flags.DEFINE_bool("fair", False, "Share prefill evenly among competing tenants.")
 ROLES = flags.DEFINE_bool("roles", False, "Let nodes change between prefill and decode as the load asks.")
-SWITCH_S = define_float("switch_s", 10.0, "What an empty node takes for that.", lower_bound=0.0)
-LEARN = flags.DEFINE_bool("learn", False, "Refine time estimates online.")
-EVICTION = flags.DEFINE_enum("eviction", "lru", EVICTIONS, "Of each node's KVCache.")
-HOST_TOKENS = flags.DEFINE_integer("host_tokens", 3_000_000, "KVCache of a node in host memory.", lower_bound=0)
-SSD_TOKENS = flags.DEFINE_integer("ssd_tokens", 0, "KVCache of a node on SSD.", lower_bound=0)
+SWITCH_S = define_float(
+    "switch_s", 10.0, "Seconds between a node's last work in one role and its first in the other.", lower_bound=0.0
+)
+LEARN = flags.DEFINE_bool("learn", False, "Refine estimates of prefill and decode times by what was observed.")
+EVICTION = flags.DEFINE_enum("eviction", "lru", EVICTIONS, "Eviction policy of each node's KVCache.")
+HOST_TOKENS = flags.DEFINE_integer(
+    "host_tokens", 3_000_000, "Tokens of KVCache in host memory of a node.", lower_bound=0
+)
+SSD_TOKENS = flags.DEFINE_integer("ssd_tokens", 0, "Tokens of KVCache on SSD of a node.", lower_bound=0)
 LAYER_WISE = flags.DEFINE_bool("layer_wise", True, "Load, fetch and hand over KV layer by layer, behind prefill.")
-STORE_TOKENS = flags.DEFINE_integer("store_tokens", 0, "KVCache of a remote store behind all nodes.", lower_bound=0)
-STORE_NICS = flags.DEFINE_integer("store_nics", 4, "Its network, as a multiple of a node's.", lower_bound=1)
-TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT.", lower_bound=1e-9)
-TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT.", lower_bound=1e-9)
+STORE_TOKENS = flags.DEFINE_integer(
+    "store_tokens", 0, "Tokens of KVCache in a remote store behind all nodes.", lower_bound=0
+)
+STORE_NICS = flags.DEFINE_integer(
+    "store_nics", 4, "Bandwidth of the remote store, as a multiple of a node's.", lower_bound=1
+)
+TTFT_SLO_S = define_float("ttft_slo_s", 30.0, "Limit of TTFT, in seconds.", lower_bound=1e-9)
+TBT_SLO_S = define_float("tbt_slo_s", 0.1, "Limit of TBT, in seconds.", lower_bound=1e-9)
 FAIL = define_timed_nodes(
     "fail", "Nodes that die, as seconds:node such as 60:3,200:9; requests of a dead node go on elsewhere."
 )
 JOIN = define_timed_nodes("join", "Nodes that start, or start again, as seconds:node such as 60:3,200:9.")
 PLOTS = flags.DEFINE_bool("plots", False, "Write load, replica and hit-rate plots.")
-TIMELINE = flags.DEFINE_bool("timeline", False, "Write trace.json for Perfetto.")
+TIMELINE = flags.DEFINE_bool("timeline", False, "Write trace.json, a timeline for Perfetto.")
 
 
 def _config(block_size: int) -> ClusterConfig:

@@ -30,12 +30,14 @@ from experiments.common.results import flat, start_result, write_result
 from experiments.common.script import SEED, run
 from experiments.common.tables import print_table
 
-GRID = flags.DEFINE_string("grid", None, "flag=value,value;flag=value,value", required=True)
-WORKERS = flags.DEFINE_integer("workers", None, "Cells at once; the default is one per core.", lower_bound=1)
+GRID = flags.DEFINE_string(
+    "grid", None, "Grid of flags of simulate_cluster, as flag=value,value;flag=value,value.", required=True
+)
+WORKERS = flags.DEFINE_integer("workers", None, "Cells that run at once; by default one per core.", lower_bound=1)
 SHOWN = define_texts(
     "shown",
     ["goodput_rps", "effective_ratio", "rejected", "hit_rate", "ttft_s.p90", "tbt_s.p90"],
-    "Totals to print; result.json has all of them.",
+    "Totals to print, by their names in result.json.",
 )
 
 

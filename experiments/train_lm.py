@@ -37,23 +37,29 @@ from model.training.vocabulary import save_tokenizer, train_tokenizer
 from model.transformer import Transformer
 
 _DEFAULTS = TrainConfig()
-_STEPS = flags.DEFINE_integer("steps", _DEFAULTS.steps, "Updates.")
+_STEPS = flags.DEFINE_integer("steps", _DEFAULTS.steps, "Updates of the weights in all.")
 _BATCH_TOKENS = flags.DEFINE_integer("batch_tokens", _DEFAULTS.batch_tokens, "Tokens per update.")
-_CONTEXT = flags.DEFINE_integer("context", _DEFAULTS.context, "Tokens per window.")
-_LONG_STEPS = flags.DEFINE_integer("long_steps", _DEFAULTS.long_steps, "Last updates, made on longer windows.")
-_LONG_CONTEXT = flags.DEFINE_integer("long_context", _DEFAULTS.long_context, "Tokens per longer window.")
+_CONTEXT = flags.DEFINE_integer("context", _DEFAULTS.context, "Tokens per training window.")
+_LONG_STEPS = flags.DEFINE_integer(
+    "long_steps", _DEFAULTS.long_steps, "Last updates, which train on windows of --long_context tokens."
+)
+_LONG_CONTEXT = flags.DEFINE_integer("long_context", _DEFAULTS.long_context, "Tokens per window in the last updates.")
 _LEARNING_RATE = define_float("learning_rate", _DEFAULTS.learning_rate, "Peak learning rate of AdamW.")
-_WARMUP_STEPS = flags.DEFINE_integer("warmup_steps", _DEFAULTS.warmup_steps, "Updates until the peak.")
-_WEIGHT_DECAY = define_float("weight_decay", _DEFAULTS.weight_decay, "Weight decay of matrices.")
+_WARMUP_STEPS = flags.DEFINE_integer(
+    "warmup_steps", _DEFAULTS.warmup_steps, "Updates until the learning rate reaches its peak."
+)
+_WEIGHT_DECAY = define_float("weight_decay", _DEFAULTS.weight_decay, "Weight decay of weight matrices.")
 _CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 250, "Updates between checkpoints and held-out scores.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 3072, "Token ids of the byte-level BPE.", lower_bound=257)
 _HIDDEN_SIZE = flags.DEFINE_integer("hidden_size", 256, "Width of the model.")
-_NUM_LAYERS = flags.DEFINE_integer("num_layers", 4, "Layers.")
-_NUM_HEADS = flags.DEFINE_integer("num_heads", 4, "Query heads.")
-_NUM_KV_HEADS = flags.DEFINE_integer("num_kv_heads", 2, "KV heads.")
-_HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Width of a head.")
+_NUM_LAYERS = flags.DEFINE_integer("num_layers", 4, "Layers of the model.")
+_NUM_HEADS = flags.DEFINE_integer("num_heads", 4, "Query heads of a layer.")
+_NUM_KV_HEADS = flags.DEFINE_integer("num_kv_heads", 2, "KV heads of a layer.")
+_HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Width of an attention head.")
 _INTERMEDIATE_SIZE = flags.DEFINE_integer("intermediate_size", 704, "Width of the MLP.")
-_MAX_LENGTH = flags.DEFINE_integer("max_position_embeddings", 2048, "Longest text that the model may be served with.")
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_position_embeddings", 2048, "Most tokens of a sequence that the model may be served with."
+)
 flags.set_default(DTYPE, "bfloat16")  # of the model that is written; training is in float32
 
 

@@ -7,15 +7,15 @@ from experiments.common.flags import define_integers, define_names
 
 DTYPE = define_names("dtype", ["float32", "bfloat16"], attention_speed.KV_DTYPES, "Dtypes of keys and values.")
 SIZES = {
-    "batch": define_integers("batch", [8], "Rows of the batch."),
-    "context": define_integers("context", [4096], "Tokens of KV of each row."),
-    "query_len": define_integers("query_len", [1], "Queries (tokens) of each row: 1 is decode, more are prefill."),
-    "q_heads": define_integers("q_heads", [32], "Query heads."),
-    "kv_heads": define_integers("kv_heads", [8], "KV heads."),
-    "head_dim": define_integers("head_dim", [128], "Values per head."),
+    "batch": define_integers("batch", [8], "Sequences of one call."),
+    "context": define_integers("context", [4096], "Tokens of KV of each sequence."),
+    "query_len": define_integers("query_len", [1], "Query tokens of each sequence: 1 is decode, more are prefill."),
+    "q_heads": define_integers("q_heads", [32], "Query heads of the layer."),
+    "kv_heads": define_integers("kv_heads", [8], "KV heads of the layer."),
+    "head_dim": define_integers("head_dim", [128], "Values per head of keys and values."),
     "page_size": define_integers("page_size", [64], "Tokens per page of KV."),
 }
-REPEATS = flags.DEFINE_integer("repeats", 11, "Measurements; the median is reported.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 11, "Measurements of each case; the median is reported.", lower_bound=1)
 
 
 def cases() -> list[attention_speed.Case]:

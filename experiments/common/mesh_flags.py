@@ -8,7 +8,9 @@ from jax.sharding import Mesh
 
 from model.sharding import mesh_sizes, parse_mesh
 
-MESH = flags.DEFINE_string("mesh", None, "Devices to spread the model over, such as tp:4; the first device if absent.")
+MESH = flags.DEFINE_string(
+    "mesh", None, "Devices to spread the model over, such as tp:4; by default the first device alone."
+)
 
 
 def make_mesh(text: str | None) -> Mesh | None:

@@ -3,5 +3,8 @@
 from absl import flags
 
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; as they are stored if absent."
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "Dtype of the weights; by default the one that they are stored in.",
 )

@@ -17,7 +17,7 @@ from absl import app, flags
 
 from experiments.common import script
 
-OUT = flags.DEFINE_string("out", None, "Folder for result.json, plots and timelines; made if it does not exist.")
+OUT = flags.DEFINE_string("out", None, "Folder for result.json, plots and timelines; made where there is none.")
 
 _LIBRARIES = ("halfmoon", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

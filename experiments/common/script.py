@@ -1,16 +1,19 @@
 """What every script does around its `main`: `--seed`, `--help`, stray arguments, errors that the user can mend."""
 
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-SEED = flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of everything that is drawn at random.", lower_bound=0)
 
 # absl turns INFO on where no flag says otherwise, and JAX and Orbax then narrate every step.
 flags.FLAGS.verbosity = logging.WARNING
+
+_REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.")
 
 
 def name() -> str:
@@ -54,7 +57,10 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _refuse(str(error))
+        _refuse(_REQUIRED.sub(r"--\1 is required.", str(error)))
+    except SystemExit:
+        # absl's --help ends the process with status 1.
+        raise SystemExit(0) from None
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """Flags of every script: all of them in `--help`, bad values refused in a sentence."""
 
+import functools
 import re
 
 import pytest
@@ -11,10 +12,28 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if pa
 WITHOUT_OUT = {"convert_checkpoint", "make_trace", "serve"}
 
 
+# What the text of a flag says of its unit, by how its name ends.
+UNITS = {"_s": "second", "_tokens": "token", "_bytes": "byte", "_mib": "MiB", "_gib": "GiB", "_gb": "GB"}
+
+
+@functools.cache
 def flags_of(script: str) -> dict[str, str]:
     """The text of each flag in the script's `--help`."""
-    parts = re.split(r"^  --(?:\[no\])?", run_command(f"experiments.{script}", "--help").stdout, flags=re.MULTILINE)[1:]
+    done = run_command(f"experiments.{script}", "--help")
+    assert done.returncode == 0, done.stderr
+    parts = re.split(r"^  --(?:\[no\])?", done.stdout, flags=re.MULTILINE)[1:]
     return dict(part.split(":", 1) for part in parts)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_texts_stand_alone_and_name_their_units(script: str) -> None:
+    for name, shown in flags_of(script).items():
+        # Choices before the text and the default after it are absl's.
+        text = re.sub(r"^<[^>]*>: ", "", " ".join(shown.split())).partition(" (")[0]
+        assert re.match(r"[A-Z]", text), f"--{name}: {text}"
+        assert not re.match(r"(Its|That|This|Of|Those|Such|As|They)\b", text), f"--{name}: {text}"
+        for ending, unit in UNITS.items():
+            assert not name.endswith(ending) or unit.lower() in text.lower(), f"--{name}: {text}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -31,7 +50,8 @@ def test_help_shows_every_flag_and_numbers_are_finite(script: str) -> None:
         for value in ("nan", "inf"):
             done = run_command(f"experiments.{script}", f"--{name}={value}")
             assert done.returncode == 1
-            assert f"flag --{name}={value}: give a finite number" in done.stderr
+            assert f"flag --{name}={value}: give " in done.stderr
+            assert "give a finite number" in done.stderr
             assert len(done.stderr.splitlines()) <= 3
 
 
@@ -40,6 +60,7 @@ def test_help_shows_every_flag_and_numbers_are_finite(script: str) -> None:
     [
         ("make_trace", "stray", "Unexpected arguments stray: flags begin with --"),
         ("simulate_cluster", "--trace=nowhere.jsonl", "nowhere.jsonl"),
+        ("simulate_cluster", "--speed=2", "--trace is required."),
         ("simulate_cluster", "--admision=none", "Did you mean: admission"),
         ("bench_simulator", "--requests=1", "`1` is below 100"),
         ("bench_simulator", "--instances=4-2", "`4-2` is neither a number nor a range such as 0-4"),
