@@ -12,7 +12,8 @@ of many lengths and counts the tokens of both.
 
 from absl import app, flags
 
-from experiments.common.engine_speed import BenchmarkError, Workload, run_benchmark
+from experiments.common.engine_speed import BenchmarkError, run_benchmark
+from experiments.common.engine_workload import Workload
 from experiments.common.flags import define_integers, define_names
 from experiments.common.mesh_flags import MESH
 from experiments.common.process import with_huge_pages

@@ -18,7 +18,7 @@ from experiments.common.process import with_huge_pages
 from experiments.common.results import start_result, write_result
 from experiments.common.script import run
 from experiments.common.tables import print_table
-from serving.simulator.performance import write_performance
+from serving.simulator.calibration_file import write_performance
 
 REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each scenario; the median counts.", lower_bound=1)
 

@@ -29,10 +29,11 @@ from experiments.common.tables import print_table
 from serving.conductor import ConductorConfig
 from serving.engine.engine import Engine
 from serving.simulator.calibration import StepSample, errors
+from serving.simulator.calibration_file import read_performance, write_performance
 from serving.simulator.config import ClusterConfig
 from serving.simulator.dry_engine import DryEngine
 from serving.simulator.errors import SimulatorError
-from serving.simulator.performance import Performance, read_performance, write_performance
+from serving.simulator.performance import Performance
 from serving.simulator.simulation import Simulation
 from serving.simulator.steps import EngineModel
 from serving.workload.errors import TraceError

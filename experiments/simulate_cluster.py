@@ -22,9 +22,10 @@ from serving.conductor.conductor import QUEUE_ORDERS
 from serving.conductor.errors import ConductorError
 from serving.conductor.placement import PLACEMENTS
 from serving.simulator.cache import EVICTIONS
+from serving.simulator.calibration_file import read_performance
 from serving.simulator.config import ClusterConfig
 from serving.simulator.errors import SimulatorError
-from serving.simulator.performance import named_performance, read_performance
+from serving.simulator.performance import named_performance
 from serving.simulator.recorder import Recorder, hottest_blocks
 from serving.simulator.result import SimulationResult
 from serving.simulator.simulation import Simulation

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from experiments.common import engine_speed
+from experiments.common.engine_workload import row
 from model.checkpoints import save_hf
 from model.presets import preset
 from model.transformer import Transformer
@@ -37,8 +38,8 @@ def test_every_measured_step_decodes_the_whole_batch(tmp_path: pathlib.Path) -> 
 
 @pytest.mark.parametrize(("device", "ratio"), [("cpu", 2.0), ("cuda", 3.0)])
 def test_engines_compare_by_core_seconds_on_cpu_alone(device: str, ratio: float) -> None:
-    ours = engine_speed.row("ours", "cpu" if device == "cpu" else "gpu", "decode", 1, 8, [(9.0, 4.0)])
-    theirs = engine_speed.row("theirs", device, "decode", 1, 8, [(3.0, 2.0)])
+    ours = row("ours", "cpu" if device == "cpu" else "gpu", "decode", 1, 8, [(9.0, 4.0)])
+    theirs = row("theirs", device, "decode", 1, 8, [(3.0, 2.0)])
     assert engine_speed.compared(ours, theirs)["peer_ratio"] == ratio
 
 

@@ -13,10 +13,11 @@ from serving.conductor import ConductorConfig
 from serving.engine import EngineConfig, RequestRefusedError
 from serving.engine.build import build_engine
 from serving.request import Request, TraceRequest
+from serving.simulator.calibration_file import read_performance, write_performance
 from serving.simulator.config import ClusterConfig
 from serving.simulator.dry_engine import DryEngine
 from serving.simulator.errors import SimulatorError
-from serving.simulator.performance import Performance, mooncake_a800, read_performance, write_performance
+from serving.simulator.performance import Performance, mooncake_a800
 from serving.simulator.simulation import Simulation
 from serving.simulator.steps import EngineModel, StepModel, StepWork
 from serving.workload.outcomes import COMPLETED, tbt_s

@@ -9,11 +9,12 @@ import pytest
 from papers.comparison import REPRODUCED
 from serving.conductor.links import Links
 from serving.simulator.cache import EVICTIONS, NodeCache
+from serving.simulator.calibration_file import read_performance, write_performance
 from serving.simulator.config import ClusterConfig
 from serving.simulator.decode_table import DecodeTable
 from serving.simulator.errors import SimulatorError
 from serving.simulator.paper.hardware import break_even, figure_14
-from serving.simulator.performance import mooncake_a800, named_performance, read_performance, write_performance
+from serving.simulator.performance import mooncake_a800, named_performance
 
 
 def test_paper_tables_without_traces_are_reproduced() -> None:
