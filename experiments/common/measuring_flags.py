@@ -41,10 +41,7 @@ def pin() -> None:
 
 def make_engine(repeats: int) -> tuple[Engine, CalibrationOptions]:
     """The engine, loaded and warmed up with progress, and how to calibrate it."""
-    if engine_flags.PAGE_SIZE.value < 4:
-        raise app.UsageError(
-            f"--page_size={engine_flags.PAGE_SIZE.value}: outputs that are measured take part of a page; use 4 or more."
-        )
+    _check_sizes()
     engine_flags.keep_compiled_steps()
     try:
         mesh = mesh_flags.flagged_mesh()
@@ -81,6 +78,16 @@ def engine_sizes(engine: Engine) -> EngineModel:
         deterministic=sizes.deterministic,
         steps=StepModel(shapes=(), decode_sequence=0.0, decode_token=0.0, prefill_token=0.0, prefill_pair=0.0),
     )
+
+
+def _check_sizes() -> None:
+    """Refuses sizes at which the grid of a calibration cannot be measured."""
+    if engine_flags.PAGE_SIZE.value < 4:
+        raise app.UsageError(
+            f"--page_size={engine_flags.PAGE_SIZE.value}: what is generated must not fill a page; use 4 or more."
+        )
+    if not engine_flags.PREFIX_CACHE.value:
+        raise app.UsageError("--noprefix_cache: prompts with cached tokens are measured too; leave the cache on.")
 
 
 def _advance(bar: tqdm) -> Callable[[int, int], None]:

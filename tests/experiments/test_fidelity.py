@@ -61,6 +61,10 @@ def test_an_engine_is_calibrated_simulated_and_compared(tiny_model: pathlib.Path
     [
         ("calibrate", ("--model=nowhere",), "nowhere"),
         ("calibrate", ("--clock=cpu", "--cores=2"), "CPU time is a clock on one core only; use --cores=1"),
+        ("calibrate", ("--page_size=2",), "--page_size=2: what is generated must not fill a page; use 4 or more"),
+        ("calibrate", ("--noprefix_cache",), "prompts with cached tokens are measured too; leave the cache on"),
+        ("calibrate", ("--kv_dtype=int8",), "flag --kv_dtype=int8: value should be one of <float32|bfloat16|float16>"),
+        ("calibrate", ("--attention=fast",), "flag --attention=fast: value should be one of <cpu_ffi|"),
         ("fidelity", ("--trace=nowhere.jsonl",), "nowhere.jsonl is not a file; name a Mooncake JSONL"),
         ("fidelity", (f"--trace={TRACE}", "--requests=9999"), "requests, not 9999 from number 60 on; ask for fewer"),
     ],
