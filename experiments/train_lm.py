@@ -29,10 +29,11 @@ from model.checkpoints import load_hf, save_hf
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 from model.training.batches import token_stream
+from model.training.config import TrainConfig
 from model.training.corpus import Document, is_held_out, read_corpus
 from model.training.evaluate import Evaluation, evaluate
 from model.training.held_out import save_held_out
-from model.training.loop import TrainConfig, Trainer, TrainState, fit
+from model.training.loop import Trainer, TrainState, fit
 from model.training.vocabulary import save_tokenizer, train_tokenizer
 from model.transformer import Transformer
 

@@ -60,21 +60,9 @@ def normalise(traced: core.ClosedJaxpr, roles: Sequence[Role]) -> Program:
     }
     inputs = tuple(builder.value(var.aval, kinds[role]) for var, role in zip(jaxpr.invars, roles, strict=True))
     outputs = tuple(builder.inline(jaxpr, builder.constants(traced), inputs))
-    program = Program(
+    return Program(
         avals=builder.avals, inputs=inputs, roles=tuple(roles), equations=tuple(builder.equations), outputs=outputs
-    )
-    return dataclasses.replace(program, equations=_live(program))
-
-
-def _live(program: Program) -> tuple[Equation, ...]:
-    """The equations that an output depends on."""
-    needed = {operand for operand in program.outputs if isinstance(operand, int)}
-    kept = []
-    for equation in reversed(program.equations):
-        if needed.intersection(equation.outputs):
-            kept.append(equation)
-            needed.update(equation.values)
-    return tuple(reversed(kept))
+    ).live()
 
 
 class _Builder:

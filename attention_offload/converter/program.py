@@ -72,6 +72,16 @@ class Program:
         """Arguments of one role."""
         return [value for value, its in zip(self.inputs, self.roles, strict=True) if its is role]
 
+    def live(self) -> "Program":
+        """Returns the same step with those equations only that an output depends on."""
+        needed = {operand for operand in self.outputs if isinstance(operand, int)}
+        kept = []
+        for equation in reversed(self.equations):
+            if needed.intersection(equation.outputs):
+                kept.append(equation)
+                needed.update(equation.values)
+        return dataclasses.replace(self, equations=tuple(reversed(kept)))
+
 
 def nbytes(aval: Any) -> int:
     """Bytes of an array of that shape and dtype; a PRNG key counts by its words."""

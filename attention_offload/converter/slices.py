@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from attention_offload.converter.cut import free_values
-from attention_offload.converter.program import Constant, Equation, Operand, Program, aval_key, params_key, run
+from attention_offload.converter.executable import Executable
+from attention_offload.converter.program import Constant, Equation, Operand, Program, aval_key, params_key
 from attention_offload.converter.roles import Side
 
 
@@ -28,27 +29,6 @@ class Slice:
     executable: int
     inputs: tuple[Operand, ...]
     outputs: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Executable:
-    """A function of arrays that one or more slices run.
-
-    Attributes:
-        equations: over local numbers; parameters are 0, 1, ...
-        parameters: how many arrays it takes.
-        outputs: local numbers of what it returns.
-    """
-
-    equations: tuple[Equation, ...]
-    parameters: int
-    outputs: tuple[int, ...]
-
-    def __call__(self, *arrays: Any) -> tuple[Any, ...]:
-        """Computes the slice; jit this."""
-        values = dict(enumerate(arrays))
-        run(self.equations, values)
-        return tuple(values[output] for output in self.outputs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ import jax
 
 from attention_offload.converter.cut import free_values, kv_outputs
 from attention_offload.converter.errors import ConversionError
+from attention_offload.converter.executable import Executable
 from attention_offload.converter.program import Constant, Program, nbytes, shape_text
 from attention_offload.converter.roles import Role, Side
-from attention_offload.converter.slices import Executable, Slice
+from attention_offload.converter.slices import Slice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ import heapq
 import itertools
 import math
 
-from serving.conductor.admission import AdmissionContext, LearnedLimit, admission_policy
+from serving.conductor.admission import AdmissionContext, admission_policy
 from serving.conductor.errors import ConductorError
 from serving.conductor.estimators import Occupancy, OutputLengths, TimeEstimator, TimeModel
+from serving.conductor.learned_limit import LearnedLimit
 from serving.conductor.mirror import Assignment, ClusterMirror, DecodeMirror
 from serving.conductor.output_predictor import OutputPredictor
 from serving.conductor.pipeline import PipelineTimeModel

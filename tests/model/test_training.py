@@ -12,9 +12,10 @@ from model.config import ModelConfig
 from model.sharding import parse_mesh
 from model.tokenizer import Tokenizer
 from model.training.batches import batch_at, token_stream
+from model.training.config import TrainConfig
 from model.training.corpus import Document, is_held_out, read_corpus
 from model.training.evaluate import evaluate
-from model.training.loop import ResumeError, TrainConfig, Trainer, fit
+from model.training.loop import ResumeError, Trainer, fit
 from model.training.vocabulary import train_tokenizer
 from model.transformer import Transformer
 

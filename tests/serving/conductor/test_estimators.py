@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from serving.conductor.admission import LearnedLimit
 from serving.conductor.estimators import Occupancy, OnlineRegression, OutputLengths
+from serving.conductor.learned_limit import LearnedLimit
 from serving.conductor.load_order import LoadOrder
 
 
