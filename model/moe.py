@@ -40,7 +40,7 @@ class MixtureOfExperts(nnx.Module):
     """[*batch, hidden] to the same; the softmax of the router is over all experts, in float32."""
 
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig, dtype: jnp.dtype, output_scale: float):
-        self.gate = Linear(rngs, config.hidden_size, config.num_experts, ("experts", "embed"), dtype)
+        self.gate = Linear(rngs, config.hidden_size, config.num_experts, axes=("experts", "embed"), dtype=dtype)
         self.experts = Experts(rngs, config, dtype, output_scale)
         self.num_experts = config.num_experts
         self.experts_per_token = config.experts_per_token

@@ -36,11 +36,17 @@ class Attention(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, config: ModelConfig, dtype: jnp.dtype, output_scale: float):
         hidden, heads, kv_heads, head_dim = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         bias = config.qkv_bias
-        self.q_proj = Linear(rngs, hidden, heads * head_dim, ("heads", "embed"), dtype, bias=bias)
-        self.k_proj = Linear(rngs, hidden, kv_heads * head_dim, ("kv_heads", "embed"), dtype, bias=bias)
-        self.v_proj = Linear(rngs, hidden, kv_heads * head_dim, ("kv_heads", "embed"), dtype, bias=bias)
+        self.q_proj = Linear(rngs, hidden, heads * head_dim, axes=("heads", "embed"), dtype=dtype, bias=bias)
+        self.k_proj = Linear(rngs, hidden, kv_heads * head_dim, axes=("kv_heads", "embed"), dtype=dtype, bias=bias)
+        self.v_proj = Linear(rngs, hidden, kv_heads * head_dim, axes=("kv_heads", "embed"), dtype=dtype, bias=bias)
         self.o_proj = Linear(
-            rngs, heads * head_dim, hidden, ("embed", "heads"), dtype, bias=config.output_bias, scale=output_scale
+            rngs,
+            heads * head_dim,
+            hidden,
+            axes=("embed", "heads"),
+            dtype=dtype,
+            bias=config.output_bias,
+            scale=output_scale,
         )
         self.q_norm = RMSNorm(head_dim, "head_dim", dtype, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(head_dim, "head_dim", dtype, config.rms_norm_eps) if config.qk_norm else None
@@ -70,7 +76,7 @@ class Layer(nnx.Module):
         self.mlp = (
             MixtureOfExperts(rngs, config, dtype, output_scale)
             if config.is_sparse(layer)
-            else SwiGLU(rngs, hidden, config.intermediate_size, dtype, output_scale)
+            else SwiGLU(rngs, hidden, config.intermediate_size, dtype=dtype, output_scale=output_scale)
         )
 
     def __call__(
@@ -99,7 +105,7 @@ class Transformer(nnx.Module):
         self.lm_head = (
             None
             if config.tie_embeddings
-            else Linear(rngs, config.hidden_size, config.vocab_size, ("vocab", "embed"), dtype)
+            else Linear(rngs, config.hidden_size, config.vocab_size, axes=("vocab", "embed"), dtype=dtype)
         )
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, attend: Attend, kv: Any) -> tuple[jax.Array, Any]:
