@@ -1,4 +1,4 @@
-"""Strict JAX for every test: eight CPU devices, no silent rank promotion, no accelerator, one compilation cache."""
+"""Strict JAX for every test: eight CPU devices, no silent promotion of ranks or dtypes, one compilation cache."""
 
 import os
 import pathlib
@@ -20,6 +20,16 @@ hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Whose tests meet libraries that promote dtypes themselves: optax divides by integer counts and JAX's own attention
+# widens bfloat16. gan/ also mixes its int8 chips with floats.
+_PROMOTING = (
+    "tests/gan",
+    "tests/experiments",
+    "tests/model/test_training.py",
+    "tests/model/test_presets.py",
+    "tests/attention_offload/converter",
+)
 
 SHARED = pathlib.Path(__file__).parent.parent.parent / "shared"
 SLOW_TIMEOUT_S = 1800
@@ -52,3 +62,9 @@ def azure_trace() -> pathlib.Path:
     if not path.exists():
         pytest.skip(f"needs the public Azure trace at {path}")
     return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Dtypes are promoted where they are converted, and nowhere else."""
+    promotes = item.nodeid.startswith(_PROMOTING)
+    jax.config.update("jax_numpy_dtype_promotion", "standard" if promotes else "strict")
