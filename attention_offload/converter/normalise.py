@@ -150,7 +150,9 @@ class _Builder:
         """Writes a scan out, one call of its body after the other."""
         params = equation.params
         body, length = params["jaxpr"], params["length"]
-        consts, carry = params["num_consts"], params["num_carry"]
+        # Only what a scan goes over has one dimension more than in its body; versions of JAX name the counts otherwise.
+        carry = _of_equal_rank(equation.outvars, body.jaxpr.outvars)
+        consts = _of_equal_rank(equation.invars, body.jaxpr.invars) - carry
         fixed, state, stacked = operands[:consts], operands[consts : consts + carry], operands[consts + carry :]
         rows: list[list[Operand]] = [[] for _ in equation.outvars[carry:]]
         for step in reversed(range(length)) if params["reverse"] else range(length):
@@ -184,6 +186,10 @@ class _Builder:
 
 
 _INDEX = jax.make_jaxpr(lambda i: i)(jax.ShapeDtypeStruct((), np.int32)).in_avals[0]
+
+
+def _of_equal_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    return sum(len(one.aval.shape) == len(other.aval.shape) for one, other in zip(outside, inside, strict=True))
 
 
 def _item(stacked: jax.Array, index: jax.Array) -> jax.Array:
