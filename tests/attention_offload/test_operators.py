@@ -124,7 +124,9 @@ def test_other_families_count_as_gated_decoders() -> None:
     assert shape.parameters == 2 * 1000 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
     with pytest.raises(OffloadError, match="`kv_lora_rank` but lacks qk_rope_head_dim"):
         ModelShape.from_hf({"kv_lora_rank": 512, **fields})
-    with pytest.raises(OffloadError, match=r"No model `llama-1t`; did you mean `llama-13b`\? Known: bench-58m, llama-13b"):
+    with pytest.raises(
+        OffloadError, match=r"No model `llama-1t`; did you mean `llama-13b`\? Known: bench-58m, llama-13b"
+    ):
         load_shape("llama-1t")
 
 
