@@ -22,30 +22,6 @@ _DENSE, _ATTENTION = 0, 1
 _LARGEST = np.iinfo(np.int32).max
 
 
-def free_values(program: Program) -> set[int]:
-    """Values that both sides can make for themselves."""
-    free = set(program.input_of(Role.FREE))
-    for equation in program.equations:
-        if free.issuperset(equation.values):
-            free.update(equation.outputs)
-    return free
-
-
-def kv_outputs(program: Program) -> set[int]:
-    """Results that are caches: made from a KV argument of the same shape and dtype."""
-    from_kv = {value: {value} for value in program.input_of(Role.KV)}
-    for equation in program.equations:
-        sources = set().union(*(from_kv.get(value, ()) for value in equation.values))
-        from_kv |= dict.fromkeys(equation.outputs, sources)
-
-    def alike(output: int, argument: int) -> bool:
-        one, other = program.avals[output], program.avals[argument]
-        return one.shape == other.shape and one.dtype == other.dtype
-
-    results = {output for output in program.outputs if isinstance(output, int)}
-    return {output for output in results if any(alike(output, kv) for kv in from_kv.get(output, ()))}
-
-
 def place(program: Program) -> list[Side]:
     """The side of each equation, with the fewest bytes crossing; of equal cuts the one with the least attention side.
 
@@ -66,7 +42,7 @@ class _Graph:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._free = free_values(program)
+        self._free = program.free
         self._edges: list[tuple[int, int, int]] = []
         self._size = 2 + len(program.equations)
         self._unbounded = -1
@@ -78,7 +54,7 @@ class _Graph:
         for index, equation in enumerate(self._program.equations):
             for value in equation.values:
                 users[value].append(2 + index)
-        kept = kv_outputs(self._program)
+        kept = self._program.kv_outputs
         for output in dict.fromkeys(self._program.outputs):
             if isinstance(output, int):
                 users[output].append(_ATTENTION if output in kept else _DENSE)
@@ -145,7 +121,7 @@ def levels(program: Program, sides: Sequence[Side]) -> list[int]:
     What depends on an activation runs as early as it can. What is made from weights or KV alone runs in the slice that
     uses it, or every slice would begin with the preparations of all that follow.
     """
-    free = free_values(program)
+    free = program.free
     producer = {value: index for index, equation in enumerate(program.equations) for value in equation.outputs}
     level = [int(side is Side.ATTENTION) for side in sides]
     idle = _without_activation(program)

@@ -1,6 +1,7 @@
 """A step as a flat list of equations over numbered values: what a trace becomes before it is cut."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -64,6 +65,29 @@ class Program:
     equations: tuple[Equation, ...]
     outputs: tuple[Operand, ...]
 
+    @functools.cached_property
+    def free(self) -> frozenset[int]:
+        """Values that both sides can make for themselves: free arguments, and what is made from these alone."""
+        free = set(self.input_of(Role.FREE))
+        for equation in self.equations:
+            if free.issuperset(equation.values):
+                free.update(equation.outputs)
+        return frozenset(free)
+
+    @functools.cached_property
+    def kv_outputs(self) -> frozenset[int]:
+        """Results that are caches: made from a KV argument of the same shape and dtype."""
+        from_kv = {value: {value} for value in self.input_of(Role.KV)}
+        for equation in self.equations:
+            sources = set().union(*(from_kv.get(value, ()) for value in equation.values))
+            from_kv |= dict.fromkeys(equation.outputs, sources)
+        results = {output for output in self.outputs if isinstance(output, int)}
+        return frozenset(output for output in results if any(self.alike(output, kv) for kv in from_kv.get(output, ())))
+
+    def alike(self, one: int, other: int) -> bool:
+        """Whether two values have the same shape and dtype."""
+        return (self.avals[one].shape, self.avals[one].dtype) == (self.avals[other].shape, self.avals[other].dtype)
+
     def nbytes(self, value: int) -> int:
         """Bytes of one value."""
         return nbytes(self.avals[value])
@@ -115,11 +139,6 @@ def _printed(value: Any) -> str:
 def aval_key(aval: Any) -> tuple[Any, ...]:
     """Shape, dtype and weak type."""
     return aval.shape, str(aval.dtype), bool(getattr(aval, "weak_type", False))
-
-
-def source(params: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first of these parameters that is there, or `None`."""
-    return next((params[name] for name in names if name in params), None)
 
 
 def shape_text(aval: Any) -> str:

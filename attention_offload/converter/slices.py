@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from attention_offload.converter.cut import free_values
 from attention_offload.converter.executable import Executable
 from attention_offload.converter.program import Constant, Equation, Operand, Program, aval_key, params_key
 from attention_offload.converter.roles import Side
@@ -70,7 +69,7 @@ def slices_of(program: Program, sides: Sequence[Side], levels: Sequence[int]) ->
 
 
 def _pieces(program: Program, sides: Sequence[Side], levels: Sequence[int]) -> list[_Piece]:
-    free = free_values(program)
+    free = program.free
     last = max(levels, default=0)
     own: list[list[Equation]] = [[] for _ in range(last + 1)]
     makers = {

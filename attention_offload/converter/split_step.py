@@ -1,12 +1,11 @@
 """A step in pieces: composed they are the step."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from attention_offload.converter.cut import free_values, kv_outputs
 from attention_offload.converter.errors import ConversionError
 from attention_offload.converter.executable import Executable
 from attention_offload.converter.program import Constant, Program, nbytes, shape_text
@@ -50,10 +49,14 @@ class SplitStep:
 
     def __call__(self, *args: Any) -> Any:
         """Runs all slices where the arguments are; bit for bit what the step returns, where XLA fuses both alike."""
-        compiled = [jax.jit(executable) for executable in self.executables]
+        return self.run([jax.jit(executable) for executable in self.executables], args)
+
+    def run(self, functions: Sequence[Callable[..., Sequence[Any]]], args: Sequence[Any]) -> Any:
+        """Runs all slices in order by `functions`, which compute what `executables` do, one for each."""
         values = self.bind(args)
         for piece in self.slices:
-            values.update(zip(piece.outputs, compiled[piece.executable](*self.operands(piece, values)), strict=True))
+            results = functions[piece.executable](*self.operands(piece, values))
+            values.update(zip(piece.outputs, results, strict=True))
         return self.result(values)
 
     def bind(self, args: Sequence[Any]) -> dict[int, Any]:
@@ -78,7 +81,7 @@ class SplitStep:
         known: dict[Side, set[int]] = {Side.DENSE: set(), Side.ATTENTION: set()}
         found = []
         needs = [(piece.level, piece.side, [v for v in piece.inputs if isinstance(v, int)]) for piece in self.slices]
-        returned = [v for v in self.program.outputs if isinstance(v, int) and v not in kv_outputs(self.program)]
+        returned = [v for v in self.program.outputs if isinstance(v, int) and v not in self.program.kv_outputs]
         for level, side, needed in [*needs, (len(self.slices), Side.DENSE, returned)]:
             new = tuple(
                 v for v in dict.fromkeys(needed) if v in homes and homes[v] is not side and v not in known[side]
@@ -94,7 +97,7 @@ class SplitStep:
         """Values known on the dense side up to slice `level` and used there after it: what stays while attention runs
         (the paper's context). Weights and what is made from free arguments alone are not among them.
         """
-        free, side = free_values(self.program), Side.DENSE
+        free, side = self.program.free, Side.DENSE
         before = {*self.program.input_of(Role.ACTIVATION)}
         before |= {v for piece in self.slices if piece.level <= level and piece.side is side for v in piece.outputs}
         after = {v for piece in self.slices if piece.level > level and piece.side is side for v in piece.inputs}
@@ -102,7 +105,7 @@ class SplitStep:
 
     def _homes(self) -> dict[int, Side]:
         """Where each value is made or given; free values are on both sides and have none."""
-        free = free_values(self.program)
+        free = self.program.free
         homes = {
             value: Side.ATTENTION if role is Role.KV else Side.DENSE
             for value, role in zip(self.program.inputs, self.program.roles, strict=True)

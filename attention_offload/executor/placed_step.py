@@ -10,7 +10,6 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from attention_offload.converter import Role, Side, SplitStep
-from attention_offload.converter.cut import kv_outputs
 from attention_offload.converter.program import Constant
 from attention_offload.converter.slices import Slice
 
@@ -36,19 +35,19 @@ class PlacedStep:
         self._shardings = {Side.DENSE: SingleDeviceSharding(dense), Side.ATTENTION: SingleDeviceSharding(attention)}
         self._jitted = _jitted(step, dense, attention)
         self._given = _given(step)
-        self._crossing = {crossing.level: crossing.values for crossing in step.crossings()}
+        self._bytes_a_step = sum(crossing.nbytes for crossing in step.crossings())
 
     def __call__(self, *args: Any) -> Any:
         """Dispatches the step. KV arguments are donated; they and the weights must be on their devices already."""
-        values = self._step.bind(args)
-        free = {side: self._put(side, values) for side in Side}
+        bound = self._step.bind(args)
+        # What each side is called with: the two differ in the free arguments, of which each has its own copy.
+        values = {side: bound | self._put(side, bound) for side in Side}
         for piece in self._step.slices:
-            self._count(piece.level, values)
-            known = values | free[piece.side]
-            results = self._jitted[piece.executable](*self._step.operands(piece, known))
-            values.update(zip(piece.outputs, results, strict=True))
-        self._count(len(self._step.slices), values)
-        return self._step.result(values | free[Side.DENSE])
+            results = self._jitted[piece.executable](*self._step.operands(piece, values[piece.side]))
+            for known in values.values():
+                known.update(zip(piece.outputs, results, strict=True))
+        self.crossed_bytes += self._bytes_a_step
+        return self._step.result(values[Side.DENSE])
 
     def compile(self) -> None:
         """Compiles every executable."""
@@ -63,9 +62,6 @@ class PlacedStep:
         wanted = [value for value in self._given[side] if isinstance(values[value], np.ndarray)]
         arrays = jax.device_put([values[value] for value in wanted], self._shardings[side])
         return dict(zip(wanted, arrays, strict=True))
-
-    def _count(self, level: int, values: dict[int, Any]) -> None:
-        self.crossed_bytes += sum(values[value].nbytes for value in self._crossing.get(level, ()))
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,11 +98,7 @@ def _given(step: SplitStep) -> dict[Side, list[int]]:
 
 def _donated(step: SplitStep, pieces: Sequence[Slice]) -> tuple[int, ...]:
     """Parameters that are a pool in all of these slices, are used by no later one, and come out again."""
-    avals, kept = step.program.avals, kv_outputs(step.program)
-
-    def alike(one: int, other: int) -> bool:
-        return (avals[one].shape, avals[one].dtype) == (avals[other].shape, avals[other].dtype)
-
+    alike, kept = step.program.alike, step.program.kv_outputs
     pools = {*step.program.input_of(Role.KV)}
     last_use: dict[int, int] = {}
     for piece in step.slices:

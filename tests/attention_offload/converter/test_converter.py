@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention_offload.converter import ConversionError, Role, Side, SplitStep, convert
-from attention_offload.converter.cut import free_values, kv_outputs, place
+from attention_offload.converter.cut import place
 from attention_offload.converter.normalise import normalise
 from attention_offload.converter.program import Program
 from tests.attention_offload.converter import steps
@@ -26,12 +26,8 @@ def _split(step: Step) -> SplitStep:
 
 
 def _run(cut: SplitStep, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """All slices in order, as `SplitStep.__call__` runs them, with options for the compiler."""
-    compiled = [jax.jit(executable, compiler_options=options) for executable in cut.executables]
-    values = cut.bind(args)
-    for piece in cut.slices:
-        values.update(zip(piece.outputs, compiled[piece.executable](*cut.operands(piece, values)), strict=True))
-    return cut.result(values)
+    """All slices in order, with options for the compiler."""
+    return cut.run([jax.jit(executable, compiler_options=options) for executable in cut.executables], args)
 
 
 def _assert_bitwise(got: Any, want: Any) -> None:
@@ -106,12 +102,12 @@ def test_angles_of_rope_are_taken_once() -> None:
 
 def _bytes_crossing(program: Program, sides: tuple[Side, ...]) -> int | None:
     """What a placement costs, counted by hand; `None` where weights or KV would cross."""
-    free = free_values(program)
+    free = program.free
     home = {
         value: Side.ATTENTION if role is Role.KV else Side.DENSE
         for value, role in zip(program.inputs, program.roles, strict=True)
     }
-    kept = kv_outputs(program)
+    kept = program.kv_outputs
     uses = [(output, Side.ATTENTION if output in kept else Side.DENSE) for output in program.outputs]
     for equation, side in zip(program.equations, sides, strict=True):
         home |= dict.fromkeys(equation.outputs, side)
@@ -153,7 +149,7 @@ def _random_program(seed: int) -> Program:
 @pytest.mark.parametrize("seed", range(40))
 def test_no_other_placement_sends_less(seed: int) -> None:
     program = _random_program(seed)
-    if len(program.equations) > 13:
+    if len(program.equations) > 15:
         pytest.skip(f"{len(program.equations)} equations are too many to try all placements")
     costs = [_bytes_crossing(program, sides) for sides in itertools.product(Side, repeat=len(program.equations))]
     assert _bytes_crossing(program, tuple(place(program))) == min(cost for cost in costs if cost is not None)
