@@ -38,6 +38,20 @@ class PrefillCandidate:
     prefill_s: float
     ttft_s: float
 
+    @classmethod
+    def local(cls, index: int, reused_tokens: int, queue_s: float, prefill_s: float) -> "PrefillCandidate":
+        """An instance that fetches nothing."""
+        return cls(
+            index=index,
+            reused_tokens=reused_tokens,
+            source=None,
+            fetched_tokens=0,
+            queue_s=queue_s,
+            fetch_s=0.0,
+            prefill_s=prefill_s,
+            ttft_s=queue_s + prefill_s,
+        )
+
 
 # (mirror, costs, request, queue_key, now) -> PrefillCandidate
 PlacementPolicy = Callable[[ClusterMirror, TimeModel, Request, float, float], PrefillCandidate]
@@ -79,17 +93,7 @@ def _local(
             break
     reused = min(blocks * mirror.block_size, request.input_tokens - 1)
     prefill_s = max(costs.prefill_s(request.input_tokens, reused), _slow_reads(mirror, request)(i, reused))
-    queue_s = mirror.prefill[i].queue_s(now, queue_key)
-    return PrefillCandidate(
-        index=i,
-        reused_tokens=reused,
-        source=None,
-        fetched_tokens=0,
-        queue_s=queue_s,
-        fetch_s=0.0,
-        prefill_s=prefill_s,
-        ttft_s=queue_s + prefill_s,
-    )
+    return PrefillCandidate.local(i, reused, mirror.prefill[i].queue_s(now, queue_key), prefill_s)
 
 
 def random_placement(seed: int) -> PlacementPolicy:
@@ -212,19 +216,7 @@ class _Search:
                 prefill_s = max(costs.prefill_s(tokens, matched), self.read_s(index, matched))
                 cost = queue_s + prefill_s * (1 + pressure)
                 if cost < least:
-                    least, found = (
-                        cost,
-                        PrefillCandidate(
-                            index=index,
-                            reused_tokens=matched,
-                            source=None,
-                            fetched_tokens=0,
-                            queue_s=queue_s,
-                            fetch_s=0.0,
-                            prefill_s=prefill_s,
-                            ttft_s=queue_s + prefill_s,
-                        ),
-                    )
+                    least, found = cost, PrefillCandidate.local(index, matched, queue_s, prefill_s)
             if fetch and queue_s + whole_s * (1 + pressure) < least:
                 source, fetch_s = self.fetch_s(instance, matched, longest)
                 ready_s = max(queue_s, fetch_s) if adaptive else queue_s + fetch_s

@@ -1,6 +1,7 @@
 """The simulated cluster: the instances that a configuration asks for, and the mirror that the Conductor begins with."""
 
 import dataclasses
+import functools
 import math
 
 from kvcache.prefix_index import PrefixIndex
@@ -164,17 +165,8 @@ class Cluster:
     def _prefill(self, instance: SimulatedInstance) -> PrefillNode:
         config, world = self.config, self.world
         costs = prefill_costs(config, world.performance)
-        if costs is not None:
-            return PrefillGroup(
-                index=instance.number,
-                performance=world.performance,
-                at=world.at,
-                events=world.events,
-                prefilled=instance.prefilled,
-                layer_wise=config.layer_wise,
-                costs=costs,
-            )
-        return PrefillNode(
+        kind = PrefillNode if costs is None else functools.partial(PrefillGroup, costs=costs)
+        return kind(
             index=instance.number,
             performance=world.performance,
             at=world.at,
